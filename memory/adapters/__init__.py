@@ -1,0 +1,1 @@
+"""The only package that imports ComfyUI, diffusers, accelerate or transformers."""
