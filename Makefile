@@ -1,0 +1,57 @@
+# Everything a fresh machine needs is made here: `make demo` and `make test` call for no other step.
+# PYTHON: the interpreter the .venv is made from. TORCH: which torch the .venv gets.
+PYTHON ?= python3
+TORCH ?= torch==2.14.1
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.ready
+OUT ?= out
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint bench-sdxl bench-flux bench-peers clean
+
+help:
+	@echo "make demo         four levels on a small pipeline: table, chart and images in $(OUT)/"
+	@echo "make test         lint, types, every test (hosts too where a ComfyUI is found)"
+	@echo "make test-fast    the tests that need neither a ComfyUI nor a minute"
+	@echo "make bench-peers  the levels beside diffusers' own modes and other packages (about 5 minutes)"
+	@echo "make bench-sdxl   SDXL 1.0 at 1024 px, one step, four levels (about 25 minutes, 20 GiB of RAM)"
+
+$(STAMP): requirements.txt pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Lowtide needs Python 3.10 or newer; set PYTHON=/path/to/python3.x"; exit 1; }
+	@command -v $${CXX:-g++} >/dev/null || \
+	  { echo "The simulated accelerator needs a C++ compiler: install g++ (Debian: build-essential)"; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@touch $@
+
+setup: $(STAMP)
+	$(PY) -m lowtide.tests.accelerator.build
+
+demo: setup
+	$(PY) -m lowtide demo --out $(OUT)
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy -p lowtide.memory
+
+test: setup lint
+	$(PY) -m pytest -m "not host and not slow"
+	$(PY) -m pytest -m "slow and not host"
+	LOWTIDE_SIM=cuda $(PY) -m pytest tests/accelerator tests/memory/strategies -m "not host"
+	$(PY) -m pytest -m host tests/hosts
+
+test-fast: setup
+	$(PY) -m pytest -m "not host and not slow"
+
+bench-peers: setup
+	$(PY) -m lowtide bench --model sdxl-small --peers --simulate cuda
+
+bench-sdxl: setup
+	$(PY) -m lowtide bench --model sdxl --size 1024 --steps 1 --simulate npu
+
+clean:
+	rm -rf $(VENV) $(OUT) build *.egg-info

@@ -1,0 +1,149 @@
+"""The import rules of the house, read from the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACK = sorted(
+    path
+    for folder in ("memory", "nodes", "bench")
+    for path in (ROOT / folder).rglob("*.py")
+    if "__pycache__" not in path.parts
+) + [ROOT / "__init__.py", ROOT / "__main__.py"]
+HOSTS = {
+    "accelerate",
+    "comfy",
+    "comfy_aimdo",
+    "comfy_execution",
+    "diffusers",
+    "execution",
+    "folder_paths",
+    "latent_preview",
+    "nodes",
+    "peft",
+    "server",
+    "transformers",
+}
+TORCH_FREE = ("memory/levels.py", "memory/units.py", "memory/errors.py")
+TORCH_FREE_IF_THERE = ("memory/history.py", "memory/plan.py")
+LINES = 300
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[int, str, int]]:
+    """(relative level, module, line) of each import, however deep in the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield 0, alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            if node.module is None:
+                for alias in node.names:
+                    yield node.level, alias.name, node.lineno
+            else:
+                yield node.level, node.module, node.lineno
+
+
+def _module_level(tree: ast.Module) -> Iterator[tuple[int, str, int]]:
+    """Imports that run when the module is imported, ``if TYPE_CHECKING`` blocks left out."""
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending.extend(node.orelse)
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from _imports(node)
+        pending.extend(ast.iter_child_nodes(node))
+
+
+def _host_imports(path: Path) -> list[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [
+        f"{_name(path)}:{line} imports {module}"
+        for level, module, line in _imports(tree)
+        if level == 0 and module.split(".")[0] in HOSTS
+    ]
+
+
+@pytest.mark.parametrize("path", PACK, ids=_name)
+def test_only_adapters_import_a_host(path: Path) -> None:
+    if _name(path).startswith("memory/adapters/"):
+        return
+    assert _host_imports(path) == []
+
+
+@pytest.mark.parametrize("path", PACK, ids=_name)
+def test_the_pack_imports_itself_relatively(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = {"lowtide", "memory", "bench"}
+    found = [
+        f"{_name(path)}:{line} imports {module} absolutely"
+        for level, module, line in _imports(tree)
+        if level == 0 and module.split(".")[0] in own
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", [p for p in PACK if _name(p).startswith("nodes/")], ids=_name)
+def test_nodes_reach_the_core_through_memory_only(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [
+        (line, module)
+        for level, module, line in _imports(tree)
+        if level >= 2 and module.split(".")[0] != "memory"
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", [p for p in PACK if _name(p).startswith("memory/")], ids=_name)
+def test_the_core_does_not_know_its_callers(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    up = len(path.relative_to(ROOT).parts) - 1
+    found = [
+        (line, module)
+        for level, module, line in _imports(tree)
+        if level > up and module.split(".")[0] in {"nodes", "bench", "tests"}
+    ]
+    assert found == []
+
+
+def _torch_free() -> list[Path]:
+    paths = [ROOT / name for name in TORCH_FREE]
+    paths += [ROOT / name for name in TORCH_FREE_IF_THERE if (ROOT / name).exists()]
+    paths += sorted((ROOT / "memory" / "planner").rglob("*.py"))
+    return paths
+
+
+@pytest.mark.parametrize("path", _torch_free(), ids=_name)
+def test_pure_modules_import_no_torch(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [m for level, m, _ in _module_level(tree) if level == 0 and m.startswith("torch")] == []
+
+
+@pytest.mark.parametrize("path", PACK, ids=_name)
+def test_hosts_load_on_use_not_on_import(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [m for level, m, _ in _module_level(tree) if level == 0 and m.split(".")[0] in HOSTS]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", PACK, ids=_name)
+def test_files_stay_readable_in_one_go(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES
+
+
+def test_the_rules_see_a_breach(tmp_path: Path) -> None:
+    tree = ast.parse("def f():\n    import comfy.utils\n    from diffusers import x\nimport torch\n")
+    assert {m.split(".")[0] for _, m, _ in _imports(tree)} == {"comfy", "diffusers", "torch"}
+    assert [m for _, m, _ in _module_level(tree)] == ["torch"]
