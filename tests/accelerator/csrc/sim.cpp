@@ -469,7 +469,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("pin", [](const Tensor& t) { at::Tensor o = at::detail::empty_generic(t.sizes(), &pin_alloc, c10::DispatchKeySet(c10::DispatchKey::CPU), t.scalar_type(), std::nullopt); o.copy_(t); return o; });
   m.def("is_pinned", [](const Tensor& t) { return t.device().is_cpu() && is_pinned(t.const_data_ptr()); });
   m.def("host_register", [](int64_t p, int64_t n) { std::lock_guard<std::mutex> g(pin_m); pinned[(char*)p] = n; pin_cur += n; pin_peak = std::max(pin_peak, pin_cur); }); m.def("host_unregister", [](int64_t p) { std::lock_guard<std::mutex> g(pin_m); auto it = pinned.find((char*)p); if (it != pinned.end()) { pin_cur -= it->second; pinned.erase(it); } });
-  m.def("set_capacity", [](int64_t, int64_t c) { A.capacity = c; }); m.def("set_overhead", [](int64_t, int64_t c) { A.overhead = c; });
+  m.def("set_capacity", [](int64_t, int64_t c) { A.capacity = c; }); m.def("set_overhead", [](int64_t c) { A.overhead = c; });
   m.def("set_poison", [](bool v) { poison = v; }); m.def("set_hold_recorded", [](bool v) { hold_recorded = v; }); m.def("fail_allocation", [](int64_t n) { A.fail_after = n < 0 ? -1 : n - 1; });
   m.def("peak_op", [](int64_t) { return A.peak_op; });
   m.def("set_stream", [](int64_t, int64_t s) { t_stream = s; }); m.def("current_stream_id", [](int64_t) { return t_stream; });
