@@ -11,7 +11,11 @@ class ConfigError(LowtideError, ValueError):
     """A setting, or a combination of settings, that cannot work."""
 
 
-class BudgetError(LowtideError, ValueError):
+class UnknownSettingError(ConfigError, AttributeError):
+    """A setting that does not exist; the message names the nearest one that does."""
+
+
+class BudgetError(ConfigError):
     """A budget that cannot be kept; the message names the smallest one that could."""
 
 
