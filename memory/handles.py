@@ -1,0 +1,83 @@
+"""A loaded diffusers pipeline, and the optimisations graphs attach to it.
+
+ComfyUI caches what the loader returned, so two branches of a graph, or two runs, share one
+pipeline. ``LoadedPipeline`` owns it together with the one optimisation applied at the moment; a
+``PipelineHandle`` names the configuration its branch wants, and ``activate`` makes it so.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from .cleanup import Receipt, release
+from .levels import MemoryOptimizationConfig
+from .optimizer import MemoryOptimizer
+
+_live: weakref.WeakSet[LoadedPipeline] = weakref.WeakSet()
+
+
+class LoadedPipeline:
+    """One pipeline in memory and the optimisation applied to it, of which there is one at most.
+
+    Not thread-safe: ComfyUI runs the nodes of a graph one after the other.
+    """
+
+    def __init__(self, pipeline: Any, name: str) -> None:
+        self.pipeline = pipeline
+        self.name = name
+        self.optimizer: MemoryOptimizer | None = None
+        self._key: object = None
+        _live.add(self)
+
+    def apply(self, config: MemoryOptimizationConfig, device: Any = None) -> MemoryOptimizer:
+        """Apply ``config``, undoing what was applied before; nothing if it is in force already."""
+        key = (config.to_dict(), str(device))
+        if self.optimizer is not None:
+            if self._key == key:
+                return self.optimizer
+            self.undo()
+        optimizer = MemoryOptimizer(config.replace(), device=device)
+        optimizer.optimize_pipeline(self.pipeline)
+        self.optimizer, self._key = optimizer, key
+        return optimizer
+
+    def undo(self) -> None:
+        """Take back the optimisation in force, if there is one."""
+        optimizer, self.optimizer, self._key = self.optimizer, None, None
+        if optimizer is not None:
+            optimizer.undo()
+
+    def release(self, device: Any = None) -> Receipt:
+        """Undo, and leave nothing of the pipeline on the device; it stays usable."""
+        self.undo()
+        return release(self.pipeline, device=device)
+
+
+@dataclass(frozen=True)
+class PipelineHandle:
+    """What travels between the diffusers nodes: a pipeline and the configuration to run it with."""
+
+    loaded: LoadedPipeline
+    config: MemoryOptimizationConfig
+    device: Any = None
+
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline itself."""
+        return self.loaded.pipeline
+
+    @property
+    def optimizer(self) -> MemoryOptimizer | None:
+        """The optimizer in force on the pipeline, whichever handle asked for it."""
+        return self.loaded.optimizer
+
+    def activate(self) -> MemoryOptimizer:
+        """Bring the pipeline under this handle's configuration."""
+        return self.loaded.apply(self.config, self.device)
+
+
+def live_pipelines() -> list[LoadedPipeline]:
+    """The pipelines still referenced by a graph or a library user, by name."""
+    return sorted(_live, key=lambda loaded: loaded.name)

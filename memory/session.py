@@ -1,0 +1,188 @@
+"""The order of an optimisation of ComfyUI's own models: read this first.
+
+``choose`` turns the selector's widgets into a configuration, ``optimize_native`` divides its
+budget, applies it to clones and reports; ``monitor`` reads and ``force_cleanup`` gives back.
+Nothing here knows ComfyUI: what does is in ``adapters/comfy``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import BudgetError, ConfigError, TargetError
+from .levels import MemoryOptimizationConfig, OptimizationLevel, resolve_level
+from .units import format_bytes, gb_to_bytes
+
+if TYPE_CHECKING:
+    from .device import DeviceSnapshot
+    from .report import OptimizationReport
+
+CLEANUP_TARGETS = ("vram", "ram", "both")
+
+
+def choose(level: str, budget_gb: float, cleanup: str) -> tuple[MemoryOptimizationConfig, str]:
+    """The configuration of a level, a budget in GB (0 = none) and a cleanup policy, and why.
+
+    Raises:
+        ConfigError: an unknown level or policy, or a budget that is no amount.
+        BudgetError: a budget larger than the device.
+    """
+    parsed = OptimizationLevel.parse(level)
+    found = _detect()
+    budget = _budget(budget_gb, found)
+    if parsed is OptimizationLevel.AUTO:
+        config = MemoryOptimizationConfig.auto(found)
+    else:
+        config = MemoryOptimizationConfig.from_level(parsed)
+    config = config.replace(budget_bytes=budget, cleanup=cleanup)
+    return config, _describe(config, found)
+
+
+def detection_fingerprint(level: str) -> str:
+    """Changes when the answer of ``choose`` could: the device, its size, the level they give.
+
+    Free memory is left out on purpose: it changes with every run, and the level does not follow
+    it. Never raises, for ComfyUI calls it before the node runs.
+    """
+    try:
+        found = _detect()
+        chosen, _, cpu_mode = resolve_level(level, found.total, unified=found.unified)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}"
+    return f"{found.device} {found.name} {found.total} {chosen.value} {cpu_mode}"
+
+
+@dataclass(frozen=True)
+class NativeResult:
+    """Clones with the configuration applied, and what was done to them."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    report: OptimizationReport
+
+
+def optimize_native(
+    config: MemoryOptimizationConfig, *, model: Any = None, clip: Any = None, vae: Any = None
+) -> NativeResult:
+    """Apply ``config`` to clones of ComfyUI's MODEL, CLIP and VAE; what is ``None`` stays so.
+
+    Raises:
+        LowtideError: this process is no ComfyUI.
+        TargetError: an input that is no configuration, model, text encoder or VAE.
+        BudgetError: a budget under what the weights need even when all are streamed.
+    """
+    from .adapters import comfy
+    from .report import OptimizationReport
+
+    comfy.require("Lowtide Optimize Pipeline")
+    if not isinstance(config, MemoryOptimizationConfig):
+        raise TargetError(
+            f"`config` is a {type(config).__name__}; plug in the config output of Lowtide Memory "
+            f"Level Selector"
+        )
+    from .adapters.comfy import apply, executor
+
+    if config.cleanup != "off":
+        executor.install()
+    share = apply.divide(config, model=model, clip=clip, vae=vae)
+    entries: list[Any] = []
+    model = apply.to_model(config, share, model, entries)
+    clip = apply.to_clip(config, share, clip, entries)
+    vae = apply.to_vae(config, share, vae, entries)
+    apply.account_for_the_rest(config, entries)
+    report = OptimizationReport(config.level, str(comfy.device()), entries)
+    return NativeResult(model, clip, vae, report)
+
+
+def monitor(node_id: str | None = None) -> tuple[str, dict[str, Any]]:
+    """What device and host hold now: text, and figures in bytes (``None`` where unknown).
+
+    Inside ComfyUI the node ``node_id`` is read again on every later run that finds it cached.
+    """
+    from .adapters import comfy
+    from .figures import read
+
+    if comfy.present() and node_id is not None:
+        from .adapters.comfy import executor
+
+        executor.revisit(node_id, "LowtideVRAMMonitor", reread)
+    return read()
+
+
+def reread(_inputs: dict[str, Any]) -> str:
+    """The monitor's text, for a run that finds the node cached."""
+    return monitor()[0]
+
+
+def force_cleanup(target: str, node_id: str | None = None) -> str:
+    """Give back memory now, by ``target`` (vram, ram, both); the receipt as text.
+
+    Inside ComfyUI the cleanup is repeated on every later run that finds ``node_id`` cached.
+
+    Raises:
+        ConfigError: an unknown target.
+    """
+    if target not in CLEANUP_TARGETS:
+        raise ConfigError(f"unknown target {target!r}; choose one of: {', '.join(CLEANUP_TARGETS)}")
+    from .adapters import comfy
+    from .teardown import teardown
+
+    if comfy.present() and node_id is not None:
+        from .adapters.comfy import executor
+
+        executor.revisit(node_id, "LowtideForceCleanup", repeat_cleanup)
+    return teardown(vram=target != "ram", ram=target != "vram").text()
+
+
+def repeat_cleanup(inputs: dict[str, Any]) -> str:
+    """The cleanup of a cached node, with the inputs its graph has now."""
+    target = inputs.get("target", "vram")
+    return force_cleanup(target if target in CLEANUP_TARGETS else "vram")
+
+
+def _detect() -> DeviceSnapshot:
+    from .adapters import comfy
+    from .device import snapshot
+
+    return snapshot(comfy.device())
+
+
+def _budget(budget_gb: float, found: DeviceSnapshot) -> int | None:
+    if isinstance(budget_gb, bool) or not isinstance(budget_gb, (int, float)):
+        raise ConfigError(f"the budget {budget_gb!r} is no number; give GB, or 0 for no budget")
+    if not math.isfinite(budget_gb) or budget_gb < 0:
+        raise ConfigError(
+            f"a budget of {budget_gb} GB cannot be kept; give more than 0 GB, at most the "
+            f"{format_bytes(found.total)} of {found.device}, or 0 for no budget"
+        )
+    if budget_gb == 0:
+        return None
+    budget = gb_to_bytes(budget_gb)
+    if found.total is not None and budget > found.total:
+        raise BudgetError(
+            f"a budget of {format_bytes(budget)} is more than {found.device} has; give at most "
+            f"{format_bytes(found.total)}, or 0 for no budget"
+        )
+    if budget == 0:
+        raise ConfigError(
+            f"a budget of {budget_gb} GB is less than one byte; give more, or 0 for no budget"
+        )
+    return budget
+
+
+def _describe(config: MemoryOptimizationConfig, found: DeviceSnapshot) -> str:
+    budget = "none" if config.budget_bytes is None else format_bytes(config.budget_bytes)
+    shared = ", shared with the host" if found.unified else ""
+    others = found.reserved_by_others
+    lines = [
+        f"Device: {found.device} ({found.name}), {format_bytes(found.total)} in all{shared}, "
+        f"{format_bytes(found.free)} free"
+        + ("" if others is None else f", {format_bytes(others)} held by other programs"),
+        f"Level: {config.level.value} ({config.reason or 'chosen by hand'})",
+        f"Budget: {budget}",
+        f"Cleanup: {config.cleanup}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,14 @@
+"""Lowtide's nodes: widgets, one call into ``memory``, outputs. One family per file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import cleanup, diffusers, levels, monitor, optimize
+
+NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {}
+NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
+
+for _family in (levels, optimize, diffusers, monitor, cleanup):
+    NODE_CLASS_MAPPINGS.update(_family.NODE_CLASS_MAPPINGS)
+    NODE_DISPLAY_NAME_MAPPINGS.update(_family.NODE_DISPLAY_NAME_MAPPINGS)

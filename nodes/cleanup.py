@@ -1,0 +1,50 @@
+"""Lowtide Force Cleanup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..memory import session
+from .types import ANY, CATEGORY
+
+
+class ForceCleanup:
+    """Passes anything through and gives memory back at that moment, on every run.
+
+    An output node without ``IS_CHANGED``: ComfyUI still visits it when it is cached, and
+    ``session`` cleans up there, without running again what is downstream.
+    """
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Releases memory between two nodes, on every run, and says what it released."
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+    RETURN_TYPES = (ANY, "STRING")
+    RETURN_NAMES = ("anything", "text")
+    OUTPUT_TOOLTIPS = ("The input, unchanged.", "The receipt: before, after, by owner.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "anything": (ANY, {"tooltip": "Passed through; it decides when to clean up."}),
+                "target": (
+                    ["vram", "ram", "both"],
+                    {
+                        "default": "vram",
+                        "tooltip": "vram takes every model off the device and empties its cache; "
+                        "ram also lets ComfyUI drop its cached results after this run; both does "
+                        "both.",
+                    },
+                ),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    def run(self, anything: Any, target: str, unique_id: str | None = None) -> dict[str, Any]:
+        text = session.force_cleanup(target, unique_id)
+        return {"ui": {"text": [text]}, "result": (anything, text)}
+
+
+NODE_CLASS_MAPPINGS = {"LowtideForceCleanup": ForceCleanup}
+NODE_DISPLAY_NAME_MAPPINGS = {"LowtideForceCleanup": "Lowtide Force Cleanup"}
