@@ -118,13 +118,13 @@ def reset_peaks(device: torch.device) -> None:
     Hazard: torch keeps one peak per device for the whole process. Go through
     :class:`lowtide.memory.peaks.PeakWindow`, which keeps what others were still measuring.
     """
-    if device.type in _CACHING and _is_initialized(device):
+    if device.type in _CACHING and is_initialized(device):
         module_of(device).reset_peak_memory_stats(device)
 
 
 def empty_cache(device: torch.device) -> None:
     """Give the allocator's unused segments back to the driver."""
-    if device.type != "cpu" and _is_initialized(device):
+    if device.type != "cpu" and is_initialized(device):
         module_of(device).empty_cache()
 
 
@@ -146,7 +146,7 @@ def synchronize(device: torch.device) -> None:
     """
     if device.type == "mps":
         torch.mps.synchronize()
-    elif device.type != "cpu" and _is_initialized(device):
+    elif device.type != "cpu" and is_initialized(device):
         module_of(device).synchronize(device)
 
 
@@ -176,8 +176,10 @@ def _is_available(kind: str) -> bool:
     return module is not None and bool(module.is_available())
 
 
-def _is_initialized(device: torch.device) -> bool:
-    """False only if the backend says that nothing ever ran: then there is nothing to do."""
+def is_initialized(device: torch.device) -> bool:
+    """False only if the backend says that nothing ever ran: then nothing is held there."""
+    if device.type == "cpu":
+        return True
     says = getattr(module_of(device), "is_initialized", None)
     return True if says is None else bool(says())
 

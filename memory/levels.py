@@ -164,11 +164,11 @@ class MemoryOptimizationConfig:
     attention_slice_size: int | str = "auto"
     forward_chunk_size: int | None = None
     cleanup: str = "off"
-    after_load: bool = False
-    after_lora: bool = False
+    after_load: bool = True
+    after_lora: bool = True
     after_step: bool = False
-    after_unload: bool = False
-    on_exit: bool = False
+    after_unload: bool = True
+    on_exit: bool = True
     budget_bytes: int | None = None
     cpu_mode: bool = False
 
@@ -226,7 +226,9 @@ class MemoryOptimizationConfig:
 
             snapshot = probe()
         level, reason, cpu_mode = resolve_level(
-            OptimizationLevel.AUTO, snapshot.total, unified=snapshot.unified
+            OptimizationLevel.AUTO,
+            snapshot.total,
+            unified=snapshot.unified and snapshot.kind != "cpu",
         )
         values: dict[str, Any] = {"level": level, **_PRESETS[level], "cpu_mode": cpu_mode}
         if snapshot.kind == "cpu":
@@ -297,7 +299,6 @@ class MemoryOptimizationConfig:
 
 FIELD_NAMES = tuple(field.name for field in dataclasses.fields(MemoryOptimizationConfig))
 
-_CLEANUPS = {"after_load": True, "after_lora": True, "after_unload": True, "on_exit": True}
 _VAE = {"enable_vae_tiling": True, "enable_vae_slicing": True}
 
 _PRESETS: dict[OptimizationLevel, dict[str, Any]] = {
@@ -306,14 +307,12 @@ _PRESETS: dict[OptimizationLevel, dict[str, Any]] = {
         "offload": "component",
         **_VAE,
         "cleanup": "pressure",
-        **_CLEANUPS,
     },
     OptimizationLevel.AGGRESSIVE: {
         "offload": "sequential",
         **_VAE,
         "vae_decode_chunk_size": 1,
         "cleanup": "always",
-        **_CLEANUPS,
     },
     OptimizationLevel.ULTRA: {
         "offload": "group",
@@ -322,6 +321,5 @@ _PRESETS: dict[OptimizationLevel, dict[str, Any]] = {
         **_VAE,
         "vae_decode_chunk_size": 1,
         "cleanup": "always",
-        **_CLEANUPS,
     },
 }
