@@ -1,4 +1,4 @@
-"""Synthetic pipelines by name: real diffusers classes, random seeded weights, nothing downloaded."""
+"""Synthetic pipelines by name: real diffusers classes, random seeded weights, no download."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def build(
     Args:
         name: one of ``NAMES``: ``tiny-*`` for tests (128 x 128 pixels, under two seconds),
             ``sdxl-small`` (the pipeline the peers were measured on), or a real configuration.
-        dtype: ``"float16"``, ``"bfloat16"``, ``"float32"`` or the torch dtype.
+        dtype: ``"float16"``, ``"bfloat16"``, ``"float32"`` or the torch dtype. On a plain CPU run
+            float32: some processors take a hundred times longer over half precision.
         on_meta: weights without storage, to read sizes only.
 
     Raises:

@@ -12,7 +12,7 @@ SCALING = 0.18215
 
 
 def tiny(maker: Maker) -> Any:
-    """About 25 MiB in half precision, made for 128 x 128 pixels."""
+    """28 MiB in half precision, made for 128 x 128 pixels."""
     return _pipeline(
         maker.make(lambda: text.clip(256, 4)),
         maker.make(

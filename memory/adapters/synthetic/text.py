@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # Every CLIP vocabulary here ends its prompts with id 2, as the toy tokenizer does.
-_CLIP_IDS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+_CLIP_IDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
 
 
 def clip(

@@ -26,7 +26,7 @@ class Maker:
         self._pool = torch.empty(0)
         if not on_meta:
             generator = torch.Generator("cpu").manual_seed(seed)
-            self._pool = torch.randn(_POOL_LENGTH, generator=generator)
+            self._pool = torch.randn(_POOL_LENGTH, generator=generator).to(dtype)
 
     def make(self, construct: Callable[[], Any]) -> Any:
         """The module ``construct()`` gives, in evaluation mode, frozen, weights filled."""
@@ -34,39 +34,42 @@ class Maker:
 
         with init_empty_weights(include_buffers=False):
             module = construct()
+        self._fill(module)
         _tie(module)
-        if self.on_meta:
-            module.to(dtype=self.dtype)
-        else:
-            self._fill(module)
-            _tie(module)
         return module.eval().requires_grad_(False)
 
     def _fill(self, module: nn.Module) -> None:
+        _tie(module)
+        drawn: dict[int, nn.Parameter] = {}
         for owner in module.modules():
-            for name, parameter in list(owner.named_parameters(recurse=False)):
-                owner.register_parameter(name, self._draw(name, parameter.shape))
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                buffer.data = buffer.data.to(self.dtype)
+            for name, empty in list(owner.named_parameters(recurse=False)):
+                if id(empty) not in drawn:
+                    drawn[id(empty)] = self._draw(name, empty.shape)
+                owner.register_parameter(name, drawn[id(empty)])
+            for buffer in owner.buffers(recurse=False):
+                if buffer.is_floating_point():
+                    buffer.data = buffer.data.to(self.dtype)
 
     def _draw(self, name: str, shape: torch.Size) -> nn.Parameter:
-        weight = torch.empty(shape, dtype=self.dtype)
-        if name.endswith("bias"):
+        weight = torch.empty(shape, dtype=self.dtype, device="meta" if self.on_meta else "cpu")
+        if self.on_meta:
+            pass
+        elif name.endswith("bias"):
             weight.zero_()
         elif len(shape) < 2:
             weight.fill_(1)
         else:
-            flat = weight.view(-1)
-            scale = (flat.numel() / shape[0]) ** -0.5
-            done = 0
-            while done < flat.numel():
-                count = min(flat.numel() - done, _POOL_LENGTH - self._position)
-                piece = self._pool[self._position : self._position + count]
-                flat[done : done + count].copy_(piece * scale)
-                self._position = (self._position + count) % _POOL_LENGTH
-                done += count
+            self._pour(weight.view(-1), scale=(weight.numel() / shape[0]) ** -0.5)
         return nn.Parameter(weight, requires_grad=False)
+
+    def _pour(self, flat: torch.Tensor, scale: float) -> None:
+        done = 0
+        while done < flat.numel():
+            count = min(flat.numel() - done, _POOL_LENGTH - self._position)
+            noise = self._pool[self._position : self._position + count]
+            torch.mul(noise, scale, out=flat[done : done + count])
+            self._position = (self._position + count) % _POOL_LENGTH
+            done += count
 
 
 def _tie(module: Any) -> None:
