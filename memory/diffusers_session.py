@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from .errors import TargetError
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
     from .handles import PipelineHandle
     from .levels import MemoryOptimizationConfig
+
+logger = logging.getLogger("lowtide")
 
 
 def folders() -> list[str]:
@@ -81,19 +84,18 @@ def generate(
     """
     from .adapters.generate import Request, check, run
     from .adapters.progress import progress_for
-    from .residency import settle
 
     handle = _handle(pipeline)
     request = Request(prompt, negative, width, height, steps, guidance, seed, batch_size)
     check(handle.pipeline, request)
     _make_room(handle)
     handle.activate()
-    finished = False
     try:
         images = run(handle.pipeline, request, progress_for(handle.pipeline, request))
-        finished = True
-    finally:
-        settle(handle, finished)
+    except BaseException as error:  # an interrupt of ComfyUI's is no Exception
+        handle.loaded.settle(handle.config, handle.device, error)
+        raise
+    handle.loaded.settle(handle.config, handle.device)
     return images
 
 
@@ -118,6 +120,4 @@ def _make_room(handle: PipelineHandle) -> None:
 
         freed = make_room(bytes_wanted(handle.pipeline, handle.config.offload))
         if freed:
-            from .log import logger
-
-            logger.info("asked ComfyUI for room: %s given back", format_bytes(freed))
+            logger.info("ComfyUI gave back %s for a diffusers pipeline", format_bytes(freed))

@@ -11,9 +11,13 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
-from .cleanup import Receipt, release
+import torch
+
+from .cleanup import Receipt, cleanup_due, release
 from .levels import MemoryOptimizationConfig
 from .optimizer import MemoryOptimizer
+from .targets import parts_of
+from .tensors import device_bytes
 
 _live: weakref.WeakSet[LoadedPipeline] = weakref.WeakSet()
 
@@ -27,9 +31,14 @@ class LoadedPipeline:
     def __init__(self, pipeline: Any, name: str) -> None:
         self.pipeline = pipeline
         self.name = name
+        self.size = weight_bytes(pipeline)
         self.optimizer: MemoryOptimizer | None = None
         self._key: object = None
         _live.add(self)
+
+    def on_device(self, device: torch.device) -> int:
+        """Bytes the pipeline holds on ``device``."""
+        return sum(device_bytes(part, device) for _, part in parts_of(self.pipeline))
 
     def apply(self, config: MemoryOptimizationConfig, device: Any = None) -> MemoryOptimizer:
         """Apply ``config``, undoing what was applied before; nothing if it is in force already."""
@@ -49,10 +58,30 @@ class LoadedPipeline:
         if optimizer is not None:
             optimizer.undo()
 
-    def release(self, device: Any = None) -> Receipt:
-        """Undo, and leave nothing of the pipeline on the device; it stays usable."""
-        self.undo()
-        return release(self.pipeline, device=device)
+    def release(self, device: Any = None, error: BaseException | None = None) -> Receipt:
+        """Leave nothing of the pipeline on the device; the next ``apply`` makes it ready again.
+
+        Offload hooks stay: they move the weights back by themselves. A pipeline placed as a whole
+        is undone, so that applying places it again.
+        """
+        if self.optimizer is not None and self.optimizer.config.offload == "none":
+            self.undo()
+        return release(self.pipeline, device=device, error=error)
+
+    def settle(
+        self, config: MemoryOptimizationConfig, device: Any, error: BaseException | None = None
+    ) -> Receipt | None:
+        """After a run under ``config``: release if its policy asks, or if the run broke off.
+
+        A broken-off run leaves no more on the device than was there before it.
+        """
+        if cleanup_due(config, "on_exit", device):
+            return self.release(device, error)
+        if error is None:
+            return None
+        if config.offload != "none":
+            return self.release(device, error)
+        return release(device=device, error=error)
 
 
 @dataclass(frozen=True)
@@ -76,6 +105,12 @@ class PipelineHandle:
     def activate(self) -> MemoryOptimizer:
         """Bring the pipeline under this handle's configuration."""
         return self.loaded.apply(self.config, self.device)
+
+
+def weight_bytes(pipeline: Any) -> int:
+    """Bytes of the pipeline's weights and buffers, wherever they are."""
+    modules = [part for _, part in parts_of(pipeline) if isinstance(part, torch.nn.Module)]
+    return sum(tensor.nbytes for m in modules for tensor in (*m.parameters(), *m.buffers()))
 
 
 def live_pipelines() -> list[LoadedPipeline]:

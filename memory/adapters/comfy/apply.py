@@ -1,0 +1,186 @@
+"""Applies a configuration to clones of ComfyUI's MODEL, CLIP and VAE, and says what was done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import BudgetError, TargetError
+from ...levels import MemoryOptimizationConfig, OptimizationLevel
+from ...strategies.base import Applied, Skipped
+from ...units import MIB, format_bytes
+from .clip import leaving
+from .patchers import Residency, is_dynamic, marked, streaming_bytes, with_residency
+from .vae import VaePlan, tiles, tiling
+
+Entries = list[Any]
+
+RESIDENT_SHARE = {OptimizationLevel.AGGRESSIVE: 0.25, OptimizationLevel.ULTRA: 0.0}
+"""Part of a model's weights that stays on the device; a level that is not named has no cap."""
+
+_DYNAMIC = "DynamicVRAM places these weights itself, page by page; Lowtide leaves them to it"
+_TEXT_SHARE = 16
+_TEXT_LEAST = 32 * MIB
+_TEXT_MOST = 256 * MIB
+
+
+@dataclass(frozen=True)
+class Share:
+    """The budget divided: each part has its turn on the device, so each may use all of it."""
+
+    model: Residency | None
+    clip: Residency | None
+    vae: VaePlan | None
+
+
+def divide(config: MemoryOptimizationConfig, *, model: Any, clip: Any, vae: Any) -> Share:
+    """What each part may keep on the device under ``config``.
+
+    Raises:
+        TargetError: an input of the wrong kind.
+        BudgetError: the budget is under the largest layer that has to be streamed.
+    """
+    for name, value, has in (("model", model, "model"), ("clip", clip, "patcher")):
+        if value is not None and not hasattr(value, has):
+            raise TargetError(f"`{name}` is a {type(value).__name__}; plug in a {name.upper()}")
+    if vae is not None and not hasattr(vae, "first_stage_model"):
+        raise TargetError(f"`vae` is a {type(vae).__name__}; plug in a VAE")
+    idle = leaves_when_idle(config)
+    return Share(
+        None if model is None else _residency(config, model, "model"),
+        None if clip is None else _residency(config, clip.patcher, "text encoder"),
+        None
+        if vae is None or not (idle or config.enable_vae_tiling)
+        else VaePlan(config if config.enable_vae_tiling else None, idle, config.budget_bytes),
+    )
+
+
+def leaves_when_idle(config: MemoryOptimizationConfig) -> bool:
+    """Whether text encoder and VAE leave the device once their node is done."""
+    return config.offload != "none" or config.budget_bytes is not None
+
+
+def to_model(config: MemoryOptimizationConfig, share: Share, model: Any, entries: Entries) -> Any:
+    """A clone of the MODEL under its cap."""
+    if model is None or share.model is None:
+        return model
+    return _capped(config, share.model, model, "model", entries)
+
+
+def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: Entries) -> Any:
+    """A clone of the CLIP under its cap that leaves the device when it has encoded."""
+    if clip is None or share.clip is None:
+        return clip
+    part = "text encoder"
+    if not leaves_when_idle(config):
+        entries.append(Skipped("leave when idle", part, f"not part of level {config.level.value}"))
+        return clip
+    if is_dynamic(clip.patcher):
+        entries.append(Skipped("leave when idle", part, _DYNAMIC))
+        return clip
+    clone = leaving(clip)
+    clone.patcher = _capped(config, share.clip, clone.patcher, part, entries)
+    entries.append(Applied("leave when idle", part, "off the device after encoding", _unplug))
+    return clone
+
+
+def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: Entries) -> Any:
+    """A copy of the VAE that works in tiles and leaves the device when it is done."""
+    if vae is None:
+        return vae
+    plan = share.vae
+    if plan is None:
+        reason = f"not part of level {config.level.value}"
+        entries.append(Skipped("vae tiling", "vae", reason))
+        entries.append(Skipped("leave when idle", "vae", reason))
+        return vae
+    dynamic = is_dynamic(vae.patcher) if getattr(vae, "patcher", None) is not None else False
+    if dynamic:
+        plan = VaePlan(plan.config, False, None)
+        entries.append(Skipped("leave when idle", "vae", _DYNAMIC))
+    twin = tiling(vae, plan)
+    if plan.config is None:
+        entries.append(Skipped("vae tiling", "vae", "switched off"))
+    elif not tiles(vae):
+        entries.append(Skipped("vae tiling", "vae", "it decodes no image: nothing to cut"))
+    else:
+        size = plan.config.vae_tile_size
+        edge = f"at most {plan.config.tile_limit}, by the image" if size is None else str(size)
+        entries.append(
+            Applied(
+                "vae tiling",
+                "vae",
+                f"tiles of {edge} pixels, {plan.config.vae_tile_overlap:.0%} shared",
+                _unplug,
+            )
+        )
+    if plan.leave:
+        detail = "off the device after decoding or encoding"
+        entries.append(Applied("leave when idle", "vae", detail, _unplug))
+    return twin
+
+
+def account_for_the_rest(config: MemoryOptimizationConfig, entries: Entries) -> None:
+    """Name what the configuration asks for and ComfyUI's own models don't get here."""
+    by_hand = "ComfyUI chooses it for the whole process when it starts"
+    wanted = (
+        (config.fp8_storage, "fp8 storage", "weights of ComfyUI's models keep their type"),
+        (config.attention != "auto", "attention", by_hand),
+        (config.forward_chunk_size is not None, "forward chunking", "for diffusers models only"),
+        (config.enable_vae_slicing, "vae slicing", "tiles are decoded one image at a time anyway"),
+        (config.cpu_mode, "cpu mode", "text encoder and VAE leave the device when idle instead"),
+    )
+    entries += [Skipped(name, "all", why) for asked, name, why in wanted if asked]
+
+
+def _unplug() -> None:
+    """A clone is undone by not using it: the original was never touched."""
+
+
+def _residency(config: MemoryOptimizationConfig, patcher: Any, part: str) -> Residency:
+    if is_dynamic(patcher):
+        return Residency(cleanup=config.cleanup)
+    share = RESIDENT_SHARE.get(config.level)
+    size = int(patcher.model_size())
+    cap = None if share is None else int(size * share)
+    budget = config.budget_bytes
+    streaming = streaming_bytes(patcher)
+    if budget is not None and budget <= streaming:
+        raise BudgetError(
+            f"a budget of {format_bytes(budget)} cannot hold the {part}: its largest layer needs "
+            f"{format_bytes(streaming)} on the device even when everything is streamed. Give at "
+            f"least {format_bytes(streaming + MIB)}, and more for what it computes"
+        )
+    beside = 0
+    if part != "model":
+        beside = min(_TEXT_MOST, max(_TEXT_LEAST, size // _TEXT_SHARE))
+    return Residency(cap, budget, streaming, beside, config.cleanup)
+
+
+def _capped(
+    config: MemoryOptimizationConfig,
+    residency: Residency,
+    patcher: Any,
+    part: str,
+    entries: Entries,
+) -> Any:
+    strategy = "resident cap"
+    if is_dynamic(patcher):
+        entries.append(Skipped(strategy, part, _DYNAMIC))
+        return patcher
+    if residency.cap is None and residency.budget is None:
+        entries.append(Skipped(strategy, part, f"not part of level {config.level.value}"))
+        return patcher if residency.cleanup == "off" else marked(patcher, residency)
+    size = int(patcher.model_size())
+    if residency.budget is None:
+        assert residency.cap is not None
+        detail = f"{format_bytes(residency.cap)} of {format_bytes(size)} resident"
+    else:
+        detail = (
+            f"of {format_bytes(size)} what a budget of {format_bytes(residency.budget)} leaves "
+            f"beside {format_bytes(residency.streaming)} for streaming and ComfyUI's estimate of "
+            f"activations"
+        )
+    capped = with_residency(patcher, residency)
+    entries.append(Applied(strategy, part, f"{detail}, the rest streamed", _unplug))
+    return capped

@@ -1,0 +1,131 @@
+"""What ComfyUI holds on its devices, and taking it off through ComfyUI's own accounting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+_EVERYTHING = 1e30
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One model ComfyUI knows to be loaded."""
+
+    name: str
+    device: str
+    on_device: int
+    """Bytes of its weights on the device."""
+    size: int
+    """Bytes of its weights in all."""
+
+
+def loaded_models() -> list[LoadedModel]:
+    """The models ComfyUI counts as loaded, most recent first."""
+    return [
+        LoadedModel(
+            type(patcher.model).__name__,
+            str(patcher.load_device),
+            int(patcher.loaded_size()),
+            int(patcher.model_size()),
+        )
+        for patcher in _patchers()
+    ]
+
+
+def loaded_bytes(patcher: Any) -> int:
+    """Bytes of this patcher's weights, or its clones', on the device."""
+    return sum(int(found.loaded_size()) for found in _patchers() if patcher.is_clone(found))
+
+
+def leave_device(patcher: Any) -> None:
+    """Take a model and its clones off the device; nothing where device and host are one."""
+    import comfy.model_management as mm
+
+    if patcher.load_device == patcher.offload_device:
+        return
+    keep = [
+        entry
+        for entry in mm.current_loaded_models
+        if entry.model is None or not patcher.is_clone(entry.model)
+    ]
+    if len(keep) < len(mm.current_loaded_models):
+        mm.free_memory(_EVERYTHING, patcher.load_device, keep)
+        _drop_cast_buffers()
+
+
+def unload_others(patcher: Any) -> None:
+    """Take every model but this one and its clones off its device."""
+    import comfy.model_management as mm
+
+    keep = [
+        entry
+        for entry in mm.current_loaded_models
+        if entry.model is None or patcher.is_clone(entry.model)
+    ]
+    mm.free_memory(_EVERYTHING, patcher.load_device, keep)
+
+
+def unload_all() -> None:
+    """Take every model off every device ComfyUI has one on.
+
+    By the devices of the models themselves: the core's list of devices is empty where a CUDA
+    build of torch runs on another accelerator, and its own ``unload_all_models`` does nothing.
+    """
+    import comfy.model_management as mm
+
+    for device in list({entry.device: None for entry in mm.current_loaded_models}):
+        mm.free_memory(_EVERYTHING, device)
+    mm.cleanup_models()
+
+
+def make_room(need: int) -> int:
+    """Have ComfyUI free ``need`` bytes on its device; returns the bytes of models taken off."""
+    import comfy.model_management as mm
+
+    before = sum(model.on_device for model in loaded_models())
+    device = mm.get_torch_device()
+    if device.type != "cpu":
+        mm.free_memory(need + mm.minimum_inference_memory(), device)
+    return before - sum(model.on_device for model in loaded_models())
+
+
+def empty_caches() -> None:
+    """Return what the core and torch's allocator hold without using it."""
+    import comfy.model_management as mm
+
+    _drop_cast_buffers()
+    mm.soft_empty_cache()
+
+
+def drop_results_after_this_run() -> bool:
+    """Have ComfyUI drop its cached results once the current prompt is done; False without one.
+
+    Never at once: a cache that vanishes under a running prompt breaks it.
+    """
+    import sys
+
+    server = getattr(sys.modules.get("server"), "PromptServer", None)
+    instance = getattr(server, "instance", None)
+    queue = getattr(instance, "prompt_queue", None)
+    if queue is None:
+        return False
+    queue.set_flag("unload_models", True)
+    queue.set_flag("free_memory", True)
+    return True
+
+
+def _drop_cast_buffers() -> None:
+    """Each stream may keep a buffer as large as the largest weight it streamed."""
+    import comfy.model_management as mm
+
+    reset = getattr(mm, "reset_cast_buffers", None)
+    if reset is not None:
+        reset()
+
+
+def _patchers() -> list[Any]:
+    import comfy.model_management as mm
+
+    found = [entry.model for entry in list(mm.current_loaded_models)]
+    return [patcher for patcher in found if patcher is not None]

@@ -1,0 +1,233 @@
+"""A cap on the weights a ComfyUI model keeps on the device.
+
+A clone of the patcher gets a generated subclass of its own class that overrides
+``partially_load``, and carries a ``Residency`` as attachment; both survive ``clone()``. The core
+still decides what is resident (largest leaves first) and streams the rest, call by call.
+
+DynamicVRAM patchers place their weights themselves and are never hooked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ... import backend
+
+if TYPE_CHECKING:
+    _Patcher = Any
+else:
+    _Patcher = object
+
+ATTACHMENT = "lowtide"
+_WRAPPER = "lowtide"
+_TARGET = "lowtide_target"
+_FLOOR = 0.1
+"""The smallest load the core takes for "partly": it reads 0 as "everything"."""
+
+_classes: dict[type, type] = {}
+
+
+@dataclass(frozen=True)
+class Residency:
+    """What a clone may keep on the device. Immutable, for clones of the clone share it.
+
+    Attributes:
+        cap: most bytes of weights resident; ``None`` leaves it to the core.
+        budget: most bytes allocated on the device, activations included; narrows ``cap``.
+        streaming: bytes a streamed leaf needs on the device while it computes.
+        activations: bytes set aside for them where the core gives no estimate.
+        cleanup: when the model leaves the device after a run: off, pressure, always.
+    """
+
+    cap: int | None = None
+    budget: int | None = None
+    streaming: int = 0
+    activations: int = 0
+    cleanup: str = "off"
+
+    def weights(self, activations: int | None) -> int | None:
+        """Most bytes of weights resident beside ``activations``; ``None`` = no cap."""
+        if self.budget is None:
+            return self.cap
+        beside = self.activations if activations is None else activations
+        room = max(0, self.budget - self.streaming - beside)
+        return room if self.cap is None else min(room, self.cap)
+
+
+class Budgeted(_Patcher):
+    """Mixed into a static patcher's class by ``with_residency``."""
+
+    lowtide_activations: int | None = None
+
+    def partially_load(
+        self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False
+    ) -> Any:
+        """Load up to the cap; the core's own method otherwise. Returns bytes added."""
+        residency = residency_of(self)
+        cap = None if residency is None else residency.weights(self.lowtide_activations)
+        if cap is None:
+            return super().partially_load(
+                device_to, extra_memory, force_patch_weights=force_patch_weights
+            )
+        model = self.model
+        used = model.model_loaded_weight_memory
+        if used == 0 and not model.model_lowvram:
+            restore_cast_flags(model)
+        current = model.current_weight_patches_uuid
+        same = current == self.patches_uuid and not force_patch_weights
+        if current is not None and not same:
+            # The core unpatches and then adds what was resident to ``extra_memory``.
+            allowed = max(_FLOOR, min(extra_memory + used, cap)) - used
+            setattr(model, _TARGET, used + allowed)
+            return super().partially_load(
+                device_to, allowed, force_patch_weights=force_patch_weights
+            )
+        room = cap - used
+        allowed = min(extra_memory, room)
+        settled = same and used > 0 and model.model_lowvram
+        if room < 0 or (settled and used + allowed < getattr(model, _TARGET, 0)):
+            self._repatch_and_shrink(-room)
+            return 0
+        allowed = max(_FLOOR, allowed)
+        setattr(model, _TARGET, used + allowed)
+        return super().partially_load(device_to, allowed, force_patch_weights=force_patch_weights)
+
+    def _repatch_and_shrink(self, surplus: int) -> None:
+        """Take this clone's object patches, then ``surplus`` bytes off the device.
+
+        Never through ``load()``: on a partly loaded model with a smaller target it would patch
+        weights that are patched already, and a LoRA would count twice.
+        """
+        with self.use_ejected(skip_and_inject_on_exit_only=True):
+            self.unpatch_model(self.offload_device, unpatch_weights=False)
+            self.patch_model(load_weights=False)
+            if surplus > 0:
+                self.partially_unload(self.offload_device, surplus)
+
+    def detach(self, unpatch_all: bool = True) -> Any:
+        """Leave the shared model as an uncapped patcher expects it.
+
+        The core detaches with ``unpatch_all=False`` when another clone takes over; a partly
+        loaded model would then reach the core's own ``partially_load``, with the hazard above.
+        """
+        if self.model.model_lowvram and residency_of(self) is not None:
+            unpatch_all = True
+        detached = super().detach(unpatch_all=unpatch_all)
+        if unpatch_all:
+            forget(self.model)
+        return detached
+
+    def get_free_memory(self, device: Any) -> Any:
+        """Free bytes as the core's batching should see them: never more than the budget leaves."""
+        free = super().get_free_memory(device)
+        residency = residency_of(self)
+        if residency is None or residency.budget is None:
+            return free
+        held = backend.allocated(backend.device_of(device))
+        return free if held is None else min(free, max(0, residency.budget - held))
+
+
+def is_dynamic(patcher: Any) -> bool:
+    """Whether the core places this patcher's weights page by page (DynamicVRAM)."""
+    asks = getattr(patcher, "is_dynamic", None)
+    return bool(asks()) if asks is not None else False
+
+
+def residency_of(patcher: Any) -> Residency | None:
+    """What ``with_residency`` set on the patcher or on one it was cloned from."""
+    found = patcher.attachments.get(ATTACHMENT) if hasattr(patcher, "attachments") else None
+    return found if isinstance(found, Residency) else None
+
+
+def with_residency(patcher: Any, residency: Residency) -> Any:
+    """A clone of a static patcher under ``residency``; ``patcher`` stays as it is."""
+    clone = patcher.clone()
+    enforce(clone)
+    clone.set_attachments(ATTACHMENT, residency)
+    if residency.budget is not None:
+        _watch_sampling(clone)
+    return clone
+
+
+def marked(patcher: Any, residency: Residency) -> Any:
+    """A clone that only carries ``residency`` (for its cleanup policy); nothing is overridden."""
+    clone = patcher.clone()
+    clone.set_attachments(ATTACHMENT, residency)
+    return clone
+
+
+def enforce(patcher: Any) -> None:
+    """Give the patcher the class that keeps the cap, if it has not got it."""
+    base = type(patcher)
+    if not issubclass(base, Budgeted):
+        known = _classes.get(base)
+        if known is None:
+            known = _classes[base] = type(f"Budgeted{base.__name__}", (Budgeted, base), {})
+        patcher.__class__ = known
+
+
+def forget(model: Any) -> None:
+    """Remove what the mixin remembers on the shared model."""
+    if hasattr(model, _TARGET):
+        delattr(model, _TARGET)
+
+
+def restore_cast_flags(model: Any) -> int:
+    """Undo cast flags left by an earlier load; returns how many there were.
+
+    Hazard: with such a flag present the core takes a leaf for streamed already and skips its
+    LoRA.
+    """
+    count = 0
+    for module in model.modules():
+        if hasattr(module, "prev_comfy_cast_weights"):
+            module.comfy_cast_weights = module.prev_comfy_cast_weights
+            del module.prev_comfy_cast_weights
+            count += 1
+    return count
+
+
+def streaming_bytes(patcher: Any) -> int:
+    """Bytes on the device while the largest streamed leaf computes, LoRA temporaries included."""
+    import comfy.model_management as mm
+
+    compute = getattr(patcher.model, "manual_cast_dtype", None)
+    streams = int(getattr(mm, "NUM_STREAMS", 0) or 0)
+    sizes = []
+    for name, module in patcher.model.named_modules():
+        if not hasattr(module, "comfy_cast_weights"):
+            continue
+        size = 0
+        for key, weight in module.named_parameters(recurse=False):
+            own = weight.nbytes
+            cast = 0 if compute in (None, weight.dtype) else weight.numel() * compute.itemsize
+            patched = 2 * 4 * weight.numel() if f"{name}.{key}" in patcher.patches else 0
+            size += own + cast + patched
+        sizes.append(size)
+    sizes.sort(reverse=True)
+    return sum(sizes[: 1 + streams])
+
+
+def _watch_sampling(patcher: Any) -> None:
+    from comfy.patcher_extension import WrappersMP
+
+    patcher.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, _WRAPPER)
+    patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _WRAPPER, note_activations)
+
+
+def note_activations(
+    executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Before sampling: keep the core's estimate of activations, for ``Residency.weights``.
+
+    A plain function without captured state, because the core deep-copies options and a wrapper
+    that held its patcher would keep weights alive.
+    """
+    residency = residency_of(model)
+    if residency is not None and residency.budget is not None and not is_dynamic(model):
+        from .budget import before_sampling
+
+        enforce(model)
+        before_sampling(model, residency, noise_shape, conds)
+    return executor(model, noise_shape, conds, *args, **kwargs)

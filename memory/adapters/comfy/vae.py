@@ -1,0 +1,243 @@
+"""A VAE that works in tiles and leaves the device when it is done.
+
+A copy of a generated subclass: ``decode`` and ``encode`` go through the core's tiled methods with
+every argument given, and the estimates the core makes room by are those of one tile.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import TargetError
+from ...levels import MemoryOptimizationConfig
+from .budget import make_room
+from .models import leave_device
+
+if TYPE_CHECKING:
+    _Vae = Any
+else:
+    _Vae = object
+
+FRAMES = 64
+"""Frames of video in one tile, and shared by neighbours: the core's own defaults."""
+FRAMES_SHARED = 8
+_LATENTS = 8
+"""Smallest tile edge, in latents: below it the seams would be most of the picture."""
+
+_classes: dict[type, type] = {}
+
+
+@dataclass(frozen=True)
+class VaePlan:
+    """What a copy does: ``config`` for tiles (``None`` = none), and whether it leaves."""
+
+    config: MemoryOptimizationConfig | None
+    leave: bool
+    budget: int | None = None
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile's edge and overlap, in what the core's method counts: latents or pixels."""
+
+    edge: int
+    overlap: int
+    frames: int | None = None
+    frames_shared: int | None = None
+
+    def arguments(self) -> dict[str, int | None]:
+        """All of them, always: without an overlap the core builds one from ``None``."""
+        return {
+            "tile_x": self.edge,
+            "tile_y": self.edge,
+            "overlap": self.overlap,
+            "tile_t": self.frames,
+            "overlap_t": self.frames_shared,
+        }
+
+
+class TilingVae(_Vae):
+    """Mixed into a VAE's class by ``tiling``."""
+
+    lowtide_plan: VaePlan
+    lowtide_estimates: dict[str, Any]
+    lowtide_tile: Tile | None = None
+
+    def decode(self, samples_in: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the core's; in tiles unless the latent fits one."""
+        samples = _plain(self, samples_in)
+        tile = None if _has_options(args, kwargs) else self._tile_of_latent(samples)
+        with _Working(self, tile, samples.shape, "decode"):
+            if tile is None:
+                return super().decode(samples, *args, **kwargs)
+            return super().decode_tiled(samples, **tile.arguments())
+
+    def encode(self, pixel_samples: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the core's; in tiles unless the image fits one."""
+        tile = None if _has_options(args, kwargs) else self._tile_of_pixels(pixel_samples)
+        with _Working(self, tile, _channels_first(pixel_samples.shape), "encode"):
+            if tile is None:
+                return super().encode(pixel_samples, *args, **kwargs)
+            return super().encode_tiled(pixel_samples, **tile.arguments())
+
+    def decode_tiled(self, samples: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the core's, with the caller's tiles."""
+        with _Working(self, None, samples.shape, "decode"):
+            return super().decode_tiled(samples, *args, **kwargs)
+
+    def encode_tiled(self, pixel_samples: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the core's, with the caller's tiles."""
+        with _Working(self, None, _channels_first(pixel_samples.shape), "encode"):
+            return super().encode_tiled(pixel_samples, *args, **kwargs)
+
+    def memory_used_decode(self, shape: Any, dtype: Any) -> Any:
+        """The VAE's own estimate, of one tile while tiles are decoded."""
+        return self.lowtide_estimates["decode"](_clamped(shape, self.lowtide_tile), dtype)
+
+    def memory_used_encode(self, shape: Any, dtype: Any) -> Any:
+        """The VAE's own estimate, of one tile while tiles are encoded."""
+        return self.lowtide_estimates["encode"](_clamped(shape, self.lowtide_tile), dtype)
+
+    def _tile_of_latent(self, samples: Any) -> Tile | None:
+        factor = int(self.spacial_compression_decode())
+        frames = shared = None
+        per_latent = self.temporal_compression_decode()
+        if per_latent is not None:
+            frames = max(2, FRAMES // per_latent)
+            shared = max(1, min(frames // 2, FRAMES_SHARED // per_latent))
+
+        def tile(edge: int) -> Tile:
+            latents = edge // factor
+            return Tile(latents, self._overlap(latents), frames, shared)
+
+        return self._fitting("decode", samples.shape, factor, tile)
+
+    def _tile_of_pixels(self, pixels: Any) -> Tile | None:
+        if pixels.ndim == 5:
+            return None  # a batch of videos: the older core's tiled method takes one at most
+        factor = int(self.spacial_compression_encode())
+
+        def tile(edge: int) -> Tile:
+            return Tile(edge, self._overlap(edge // factor) * factor, FRAMES, FRAMES_SHARED)
+
+        return self._fitting("encode", _channels_first(pixels.shape), factor, tile)
+
+    def _fitting(
+        self, work: str, shape: Any, factor: int, tile: Callable[[int], Tile]
+    ) -> Tile | None:
+        """The tile for a shape, made by ``tile`` from an edge in pixels; ``None`` = no tiles.
+
+        Under a budget it is halved until the VAE's own estimate of one tile fits.
+        """
+        config = self.lowtide_plan.config
+        if config is None or not tiles(self):
+            return None
+        scale = factor if work == "decode" else 1
+        height, width = (int(length) * scale for length in shape[-2:])
+        least = _LATENTS * factor
+        edge = max(config.tile_for(height, width), least) // factor * factor
+        budget = self.lowtide_plan.budget
+        if budget is not None and config.vae_tile_size is None:
+            room = budget - int(self.patcher.model_size())
+            estimate = self.lowtide_estimates[work]
+            while edge > least and estimate(_clamped(shape, tile(edge)), self.vae_dtype) > room:
+                edge = max(least, edge // 2 // factor * factor)
+        return None if max(height, width) <= edge else tile(edge)
+
+    def _overlap(self, latents: int) -> int:
+        """Latents shared by neighbours. The core also cuts tiles half as wide and twice as high,
+        and those must stay wider than what they share."""
+        assert self.lowtide_plan.config is not None
+        wanted = round(latents * self.lowtide_plan.config.vae_tile_overlap)
+        return int(min(wanted, latents // 4))
+
+
+class _Working:
+    """While the VAE works: one tile's estimate, room under the budget, and then off the device."""
+
+    def __init__(self, vae: TilingVae, tile: Tile | None, shape: Any, work: str) -> None:
+        self.vae = vae
+        self.tile = tile
+        self.shape = shape
+        self.work = work
+
+    def __enter__(self) -> None:
+        vae = self.vae
+        vae.throw_exception_if_invalid()
+        vae.lowtide_tile = self.tile
+        plan = vae.lowtide_plan
+        if plan.budget is not None:
+            one = vae.lowtide_estimates[self.work](_clamped(self.shape, self.tile), vae.vae_dtype)
+            make_room(vae.patcher, plan.budget, int(one) + int(vae.patcher.model_size()))
+
+    def __exit__(self, *_: object) -> None:
+        self.vae.lowtide_tile = None
+        if self.vae.lowtide_plan.leave:
+            leave_device(self.vae.patcher)
+
+
+def tiling(vae: Any, plan: VaePlan) -> Any:
+    """A copy of a VAE that follows ``plan``; ``vae`` stays as it is.
+
+    Raises:
+        TargetError: the VAE has no weights.
+        ConfigError: a tile size that does not suit the VAE.
+    """
+    if getattr(vae, "first_stage_model", None) is None:
+        raise TargetError(
+            "this VAE has no weights (its checkpoint contains none); load a VAE with Load VAE"
+        )
+    if plan.config is not None and tiles(vae):
+        plan.config.validate(vae_factor=int(vae.spacial_compression_decode()))
+    twin = copy.copy(vae)
+    twin.patcher = vae.patcher.clone()
+    base = type(twin)
+    if not issubclass(base, TilingVae):
+        known = _classes.get(base)
+        if known is None:
+            known = _classes[base] = type(f"Tiling{base.__name__}", (TilingVae, base), {})
+        # The estimates are attributes of the instance and would hide the methods above.
+        twin.lowtide_estimates = {
+            work: twin.__dict__.pop(f"memory_used_{work}", getattr(vae, f"memory_used_{work}"))
+            for work in ("decode", "encode")
+        }
+        twin.__class__ = known
+    twin.lowtide_plan = plan
+    twin.lowtide_tile = None
+    return twin
+
+
+def tiles(vae: Any) -> bool:
+    """Whether the VAE has an area to tile: images and video, not sound."""
+    return vae.latent_dim in (2, 3) and getattr(vae, "extra_1d_channel", None) is None
+
+
+def _plain(vae: Any, samples: Any) -> Any:
+    """The latent as the core's tiled method takes it: a tensor of the VAE's own dimensions."""
+    if getattr(samples, "is_nested", False):
+        samples = samples.unbind()[0]
+    if vae.latent_dim == 2 and samples.ndim == 5:
+        samples = samples[:, :, 0]
+    return samples
+
+
+def _has_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the caller passed the VAE options of its own, which tiled methods don't take."""
+    return any(bool(value) for value in (*args, *kwargs.values()))
+
+
+def _channels_first(shape: Any) -> tuple[int, ...]:
+    return (shape[0], shape[-1], *shape[1:-1])
+
+
+def _clamped(shape: Any, tile: Tile | None) -> tuple[int, ...]:
+    """The shape of one tile, for an estimate."""
+    if tile is None:
+        return tuple(shape)
+    *rest, height, width = (int(length) for length in shape)
+    if len(rest) == 3 and tile.frames is not None:
+        rest[2] = min(rest[2], tile.frames)
+    return (*rest, min(height, tile.edge), min(width, tile.edge))

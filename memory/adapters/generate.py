@@ -1,0 +1,102 @@
+"""Runs a text-to-image diffusers pipeline, whatever its signature takes."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, TargetError
+from .progress import Progress
+
+_SEED_LIMIT = 1 << 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate; sizes in pixels."""
+
+    prompt: str
+    negative: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    seed: int
+    batch_size: int
+
+
+def check(pipeline: Any, request: Request) -> None:
+    """Raise ConfigError for a request the pipeline cannot run, before anything is moved."""
+    factor = _factor(pipeline)
+    for name in ("width", "height"):
+        size = getattr(request, name)
+        if size < factor or size % factor:
+            lower, upper = max(factor, size // factor * factor), (size // factor + 1) * factor
+            raise ConfigError(
+                f"`{name}` = {size} pixels does not suit this pipeline, which works in steps of "
+                f"{factor}; give {lower} or {upper}"
+            )
+    for name in ("steps", "batch_size"):
+        if getattr(request, name) < 1:
+            raise ConfigError(f"`{name}` = {getattr(request, name)}; give 1 or more")
+    if not 0 <= request.seed < _SEED_LIMIT:
+        raise ConfigError(f"`seed` = {request.seed}; give a number from 0 to 2**64 - 1")
+    if "prompt" not in inspect.signature(type(pipeline).__call__).parameters:
+        raise TargetError(
+            f"{type(pipeline).__name__} takes no prompt; load a text-to-image pipeline"
+        )
+
+
+def run(pipeline: Any, request: Request, progress: Progress) -> torch.Tensor:
+    """Images (batch, height, width, 3), float32 in 0..1, on the CPU."""
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    arguments: dict[str, Any] = {
+        "prompt": request.prompt,
+        "width": request.width,
+        "height": request.height,
+        "num_inference_steps": request.steps,
+        "num_images_per_prompt": request.batch_size,
+        "guidance_scale": request.guidance,
+        # On the CPU, so that every device and every level starts from the same noise.
+        "generator": torch.Generator("cpu").manual_seed(request.seed),
+        "output_type": "pt",
+        "callback_on_step_end": _reporter(request.steps, progress),
+    }
+    if request.negative:
+        arguments["negative_prompt"] = request.negative
+    given = {name: value for name, value in arguments.items() if name in takes}
+    bar = dict(getattr(pipeline, "_progress_bar_config", {}))
+    pipeline.set_progress_bar_config(**{**bar, "disable": True})
+    try:
+        progress.check()
+        # ComfyUI runs nodes in inference mode, whose tensors offload hooks could not write to
+        # afterwards.
+        with torch.inference_mode(False), torch.no_grad():
+            images = pipeline(**given).images
+            return _as_images(images)
+    finally:
+        pipeline.set_progress_bar_config(**{"disable": False, **bar})
+
+
+def _reporter(steps: int, progress: Progress) -> Any:
+    def report(_pipeline: Any, step: int, _timestep: Any, held: dict[str, Any]) -> dict[str, Any]:
+        progress.step(step + 1, steps, held.get("latents"))
+        progress.check()
+        return held
+
+    return report
+
+
+def _factor(pipeline: Any) -> int:
+    """Pixels a size must be a multiple of: the VAE's factor, doubled where latents are packed."""
+    factor = int(getattr(pipeline, "vae_scale_factor", 8))
+    return factor * 2 if hasattr(pipeline, "_pack_latents") else factor
+
+
+def _as_images(images: Any) -> torch.Tensor:
+    if not isinstance(images, torch.Tensor):
+        images = torch.stack([torch.as_tensor(image) for image in images])
+    return images.detach().permute(0, 2, 3, 1).to("cpu", torch.float32).clamp(0, 1).contiguous()

@@ -1,0 +1,229 @@
+"""Cases: the cap on resident weights, with and without a LoRA."""
+
+from __future__ import annotations
+
+import comfy.model_management as mm
+from small import KEYS, Model, close, forward, load, lora, patcher, restored, run, unload, weights
+
+from lowtide.memory.adapters.comfy import patchers
+from lowtide.memory.adapters.comfy.patchers import Residency, residency_of, with_residency
+
+BASE = patcher()
+BEFORE = weights(BASE)
+SIZE = BASE.model_size()
+PLAIN = run(BASE)
+unload()
+WITH_LORA = lora(BASE)
+PATCHED = run(WITH_LORA)
+unload()
+assert restored(BASE, BEFORE)
+assert close(PLAIN, PATCHED) > 0.05
+ROUNDING = 1e-4
+
+
+def capped(one, cap: int):
+    return with_residency(one, Residency(cap=cap))
+
+
+def clean() -> None:
+    unload()
+    assert restored(BASE, BEFORE)
+    assert not hasattr(BASE.model, "lowtide_target")
+
+
+def case_residents_stay_under_the_cap() -> None:
+    for share in (2, 3, 4):
+        clone = capped(BASE, SIZE // share)
+        assert close(run(clone), PLAIN) == 0
+        assert 0 < clone.loaded_size() < SIZE // share, (share, clone.loaded_size())
+        assert clone.model.model_lowvram
+        before = clone.loaded_size()
+        load(clone)
+        assert clone.loaded_size() == before, "loading again changed what is resident"
+        clean()
+
+
+def case_a_cap_over_the_size_loads_everything() -> None:
+    clone = capped(BASE, SIZE * 2)
+    run(clone)
+    assert clone.loaded_size() == SIZE
+    assert not clone.model.model_lowvram
+    clean()
+
+
+def case_a_cap_of_nothing_streams_everything() -> None:
+    clone = capped(WITH_LORA, 0)
+    assert close(run(clone), PATCHED) < ROUNDING
+    assert clone.loaded_size() == 0
+    clean()
+
+
+def case_the_original_has_no_cap_and_its_own_class() -> None:
+    kind = type(BASE)
+    clone = capped(BASE, 1)
+    assert type(BASE) is kind
+    assert residency_of(BASE) is None
+    assert isinstance(clone, kind)
+    assert type(clone.clone()) is type(clone)
+    assert residency_of(clone.clone()) == Residency(cap=1)
+    assert type(capped(clone, 2)) is type(clone)
+
+
+def case_a_lora_before_the_cap_is_kept() -> None:
+    clone = capped(WITH_LORA, SIZE // 2)
+    assert close(run(clone), PATCHED) < ROUNDING
+    assert 0 < clone.loaded_size() < SIZE // 2
+    clean()
+
+
+def case_a_lora_after_the_cap_is_kept() -> None:
+    clone = lora(capped(BASE, SIZE // 2))
+    assert residency_of(clone) is not None
+    assert close(run(clone), PATCHED) < ROUNDING
+    assert 0 < clone.loaded_size() < SIZE // 2
+    clean()
+
+
+def case_the_same_clone_grows_shrinks_and_keeps_its_lora() -> None:
+    clone = capped(WITH_LORA, SIZE // 2)
+    run(clone)
+    half = clone.loaded_size()
+    slightly = half + 1000
+    for cap in (slightly, SIZE * 3 // 4, SIZE // 8, SIZE // 2, 0, SIZE // 4):
+        clone.set_attachments(patchers.ATTACHMENT, Residency(cap=cap))
+        assert close(run(clone), PATCHED) < ROUNDING, f"cap {cap} of {SIZE}"
+        assert clone.loaded_size() <= max(cap, 0), (cap, clone.loaded_size())
+    clean()
+
+
+def case_clones_with_other_caps_take_over_from_each_other() -> None:
+    for cap in (SIZE // 2, SIZE // 8, SIZE * 3 // 4):
+        clone = capped(WITH_LORA, cap)
+        assert close(run(clone), PATCHED) < ROUNDING
+        assert clone.loaded_size() <= cap
+    clean()
+
+
+def case_little_free_memory_does_not_double_a_lora() -> None:
+    clone = capped(WITH_LORA, SIZE // 2)
+    load(clone)
+    for extra in (1.0, 1024.0, SIZE / 16):
+        clone.partially_load(clone.load_device, extra)
+        assert close(run(clone), PATCHED) < ROUNDING, f"{extra} bytes more"
+    clean()
+
+
+def case_a_full_model_gives_way_to_a_capped_clone() -> None:
+    run(BASE)
+    assert BASE.loaded_size() == SIZE
+    clone = capped(BASE, SIZE // 4)
+    assert close(run(clone), PLAIN) == 0
+    assert clone.loaded_size() <= SIZE // 4
+    clean()
+
+
+def case_a_full_model_gives_way_to_a_capped_clone_with_a_lora() -> None:
+    run(BASE)
+    clone = capped(WITH_LORA, SIZE // 4)
+    assert close(run(clone), PATCHED) < ROUNDING
+    assert clone.loaded_size() <= SIZE // 4, clone.loaded_size()
+    clean()
+
+
+def case_the_original_runs_as_ever_after_its_clone() -> None:
+    for one, expected in ((BASE, PLAIN), (WITH_LORA, PATCHED)):
+        run(capped(one, SIZE // 4))
+        assert close(run(one), expected) < ROUNDING
+        assert one.loaded_size() == SIZE
+        assert not one.model.model_lowvram
+        assert not any(hasattr(m, "prev_comfy_cast_weights") for m in one.model.modules())
+        clean()
+
+
+def case_little_room_for_the_original_after_its_clone() -> None:
+    """The core's own partial load after ours must find nothing half done."""
+    run(capped(WITH_LORA, SIZE // 4))
+    taken_over = mm.current_loaded_models.pop(0)
+    taken_over.model.detach(unpatch_all=False)
+    taken_over.model_finalizer.detach()
+    WITH_LORA.partially_load(WITH_LORA.load_device, SIZE / 2)
+    assert close(forward(WITH_LORA), PATCHED) < ROUNDING
+    assert 0 < WITH_LORA.loaded_size() < SIZE
+    WITH_LORA.detach()
+    clean()
+
+
+def case_stale_cast_flags_do_not_lose_a_lora() -> None:
+    """As an encoder with forced casts leaves them: full load, unload, then a partial load."""
+    forced = WITH_LORA.clone()
+    forced.force_cast_weights = True
+    run(forced)
+    unload()
+    stale = sum(hasattr(m, "prev_comfy_cast_weights") for m in BASE.model.modules())
+    assert stale, "the core cleans up by itself now: this case proves nothing any more"
+    clone = capped(WITH_LORA, SIZE // 4)
+    assert close(run(clone), PATCHED) < ROUNDING
+    unload()
+    patchers.restore_cast_flags(BASE.model)
+
+
+def case_dynamic_patchers_are_recognised() -> None:
+    assert not patchers.is_dynamic(BASE)
+    BASE.is_dynamic = lambda: True
+    try:
+        assert patchers.is_dynamic(BASE)
+    finally:
+        del BASE.is_dynamic
+
+
+def case_nothing_keeps_an_unused_clone_alive() -> None:
+    import gc
+    import weakref
+
+    gc.collect()
+    gc.disable()
+    try:
+        one = patcher()
+        clone = with_residency(one, Residency(cap=SIZE // 4, budget=SIZE))
+        run(clone)
+        unload()
+        model = weakref.ref(one.model)
+        del one, clone
+        assert model() is None, "a reference cycle keeps the weights until a collection"
+    finally:
+        gc.enable()
+
+
+def case_streaming_counts_the_largest_layer() -> None:
+    weight = BASE.model.diffusion_model.blocks[0].weight
+    bias = BASE.model.diffusion_model.blocks[0].bias
+    streams = 1 + int(getattr(mm, "NUM_STREAMS", 0) or 0)
+    assert patchers.streaming_bytes(BASE) == streams * (weight.nbytes + bias.nbytes)
+    more = patchers.streaming_bytes(WITH_LORA) - patchers.streaming_bytes(BASE)
+    assert more == streams * 8 * weight.numel(), KEYS[0]
+
+
+def case_a_budget_leaves_room_for_activations() -> None:
+    residency = Residency(budget=1000, streaming=100, activations=300)
+    assert residency.weights(None) == 600
+    assert residency.weights(850) == 50
+    assert residency.weights(5000) == 0
+    assert Residency(cap=70, budget=1000).weights(0) == 70
+    assert Residency().weights(5) is None
+
+
+def case_sampling_notes_the_estimate_and_keeps_the_budget() -> None:
+    from comfy.sampler_helpers import prepare_sampling
+
+    streaming = patchers.streaming_bytes(BASE)
+    clone = with_residency(BASE, Residency(budget=SIZE, streaming=streaming)).clone()
+    options = {"transformer_options": {"wrappers": clone.wrappers}}
+    Model.activations = SIZE // 2
+    try:
+        prepare_sampling(clone, [1, 4, 8, 8], {"positive": [{}]}, options)
+        assert clone.lowtide_activations == SIZE // 2
+        assert 0 < clone.loaded_size() <= SIZE // 2 - streaming
+        assert close(run(clone), PLAIN) == 0
+    finally:
+        Model.activations = 0
+    clean()
