@@ -41,7 +41,9 @@ class _PlainRoot:
 _register_checkout()
 
 from lowtide.tests.accelerator.fixtures import *  # noqa: E402, F403
+from lowtide.tests.hosts import plugin as hosts_plugin  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_PlainRoot(), "lowtide-plain-root")
+    config.pluginmanager.register(hosts_plugin, "lowtide-hosts")
