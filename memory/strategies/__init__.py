@@ -1,0 +1,1 @@
+"""One technique per file: a frozen config, the mechanism, and ``apply`` that returns its undo."""
