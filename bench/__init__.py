@@ -1,0 +1,1 @@
+"""The bench and the demo: measure the levels on whatever device there is."""

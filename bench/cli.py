@@ -1,0 +1,151 @@
+"""``python -m lowtide``: bench, demo, info."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..memory.errors import ConfigError, LowtideError
+from ..memory.levels import OptimizationLevel
+from . import places
+from .levels import DEFAULT_LEVELS
+from .models import MODELS, check_host_memory, model_of
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; the exit status is 0, or 1 after an error explained on stderr."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.command(options) or 0)
+    except LowtideError as error:
+        print(f"lowtide: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lowtide: stopped", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="lowtide", description="Measure what Lowtide's levels save, and what they cost."
+    )
+    commands = top.add_subparsers(required=True, metavar="{bench,demo,info}")
+    _bench_arguments(commands.add_parser("bench", help="a table of the levels on one model"))
+    _demo_arguments(commands.add_parser("demo", help="the example graph at all four levels"))
+    info = commands.add_parser("info", help="what devices there are, and what auto would choose")
+    _where_arguments(info)
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.set_defaults(command=_info)
+    return top
+
+
+def _bench_arguments(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--model", default="tiny", metavar="NAME", help=", ".join(MODELS))
+    bench.add_argument("--size", type=_positive, help="edge of the image, pixels")
+    bench.add_argument("--steps", type=_positive, help="denoising steps")
+    bench.add_argument(
+        "--levels",
+        type=parse_levels,
+        default=parse_levels(",".join(DEFAULT_LEVELS)),
+        help="comma-separated (default: %(default)s)",
+        metavar="LEVELS",
+    )
+    bench.add_argument("--dtype", choices=DTYPES, help="type of the weights")
+    _where_arguments(bench)
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    bench.add_argument(
+        "--peers",
+        action="store_true",
+        help="with --model sdxl-small: diffusers' own modes and installed packages as rows too",
+    )
+    bench.set_defaults(command=_bench)
+
+
+def _demo_arguments(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("--out", type=Path, default=Path("out"), help="folder for images and chart")
+    _where_arguments(demo)
+    demo.set_defaults(command=_demo)
+
+
+def _where_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", help="a torch device, such as cuda:0 or cpu")
+    command.add_argument(
+        "--simulate", choices=places.FLAVOURS, help="use the simulated accelerator, in this flavour"
+    )
+    command.add_argument(
+        "--capacity", help=f"its memory, such as 8G (default: {places.DEFAULT_CAPACITY})"
+    )
+
+
+def parse_levels(text: str) -> list[OptimizationLevel]:
+    """``none,ultra`` as levels, without repetition.
+
+    Raises:
+        argparse.ArgumentTypeError: an unknown level; the message lists the choices.
+    """
+    try:
+        levels = [OptimizationLevel.parse(part) for part in text.split(",")]
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return list(dict.fromkeys(levels))
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+def _bench(options: argparse.Namespace) -> int:
+    model = model_of(options.model)
+    size = options.size or model.size
+    steps = options.steps or model.steps
+    dtype = options.dtype or model.dtype
+    if size % 16 or size < 64:
+        raise ConfigError(f"--size {size} does not suit the models; give a multiple of 16 from 64")
+    result: Any
+    if options.peers:
+        from .peers import bench_peers
+
+        result = bench_peers(
+            model, size=size, steps=steps, dtype=dtype, levels=options.levels, where=options
+        )
+    else:
+        from .levels import bench_levels
+
+        place = places.choose(options.device, options.simulate, options.capacity)
+        on_host = place.simulated is not None or place.device.type == "cpu"
+        check_host_memory(model, dtype, size, on_host)
+        result = bench_levels(
+            model, place, size=size, steps=steps, dtype=dtype, levels=options.levels
+        )
+    print(result.text())
+    if options.json is not None:
+        options.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return 1 if all(row.error for row in result.rows) else 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    return run_demo(places.choose(options.device, options.simulate, options.capacity), options.out)
+
+
+def _info(options: argparse.Namespace) -> int:
+    from . import info
+
+    if options.simulate is not None:
+        places.choose(None, options.simulate, options.capacity)
+    print(json.dumps(info.devices(), indent=2) if options.json else info.text())
+    return 0
