@@ -128,14 +128,19 @@ def empty_cache(device: torch.device) -> None:
         module_of(device).empty_cache()
 
 
-def empty_host_cache() -> bool:
-    """Give unused pinned host memory back to the system; False where this torch can't."""
-    for owner, name in ((torch.accelerator, "empty_host_cache"), (torch._C, "_host_emptyCache")):
-        empty = getattr(owner, name, None)
-        if empty is not None:
-            empty()
-            return True
-    return False
+def empty_host_cache(device: torch.device) -> bool:
+    """Give unused pinned host memory back to the system; False where nothing caches any.
+
+    Hazard: torch's call dereferences null for a backend that registered no caching host
+    allocator, so only those known to have one are asked.
+    """
+    empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
+    if device.type not in ("cuda", "xpu") or empty is None or not is_initialized(device):
+        return False
+    if torch.accelerator.current_accelerator() != torch.device(device.type):
+        return False
+    empty()
+    return True
 
 
 def synchronize(device: torch.device) -> None:

@@ -88,7 +88,7 @@ def release(
         errors.append(f"the cache of {where} was not emptied: {failure}")
     trimmed = None
     if host:
-        backend.empty_host_cache()
+        backend.empty_host_cache(where)
         trimmed = trim_host()
     after = Reading.of(where)
     _attribute(by_owner, before, after)
