@@ -165,6 +165,14 @@ def remove_group_offload(module: torch.nn.Module) -> None:
             registry.remove_hook(name, recurse=False)
 
 
+def offload_leaves(module: torch.nn.Module, device: torch.device) -> None:
+    """Let accelerate bring each leaf of one component to ``device`` for its forward."""
+    from accelerate import cpu_offload
+
+    module.to("cpu")
+    cpu_offload(module, device, offload_buffers=len(module._parameters) > 0)
+
+
 def feed_forwards(module: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     """(name, module) of the feed-forward layers: the widest activations of a transformer block."""
     from diffusers.models.attention import FeedForward
