@@ -23,3 +23,8 @@ def npu_geglu(x, dim=-1, approximate=1):
     value, gate = x.chunk(2, dim)
     gate = torch.nn.functional.gelu(gate, approximate="tanh" if approximate else "none")
     return value * gate, gate
+
+
+def npu_fusion_attention(*args, **kwargs):
+    """Ascend's own attention: importable, as transformers expects, but nothing computes it."""
+    raise RuntimeError("the simulated npu has no fused attention but torch's scaled_dot_product")
