@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
 from lowtide.tests.hosts.comfyui import Installation, survey
 
 INSIDE = Path(__file__).parent / "inside"

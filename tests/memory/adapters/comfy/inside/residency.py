@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import comfy.model_management as mm
-from small import KEYS, Model, close, forward, load, lora, patcher, restored, run, unload, weights
-
 from lowtide.memory.adapters.comfy import patchers
 from lowtide.memory.adapters.comfy.patchers import Residency, residency_of, with_residency
+from small import KEYS, Model, close, forward, load, lora, patcher, restored, run, unload, weights
 
 BASE = patcher()
 BEFORE = weights(BASE)

@@ -72,7 +72,7 @@ def lora(one: mp.ModelPatcher) -> mp.ModelPatcher:
     """A clone with a change of every block's weight."""
     delta = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1)) * 0.02
     clone = one.clone()
-    clone.add_patches({key: ("diff", (delta,)) for key in KEYS}, 1.0)
+    clone.add_patches(dict.fromkeys(KEYS, ("diff", (delta,))), 1.0)
     return clone
 
 

@@ -1,0 +1,254 @@
+"""Cases: VAEs that work in tiles."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+
+import comfy.model_management as mm
+import comfy.sd
+import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from lowtide.memory.adapters.comfy.vae import Tile, TilingVae, VaePlan, tiles, tiling
+from lowtide.memory.errors import ConfigError, TargetError
+from lowtide.memory.levels import MemoryOptimizationConfig
+
+SHAPE = {"double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3}
+SHAPE |= {"ch": 32, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_resolutions": []}
+SHAPE |= {"dropout": 0.0}
+FACTOR = 8
+
+
+def make() -> comfy.sd.VAE:
+    torch.manual_seed(0)
+    weights = AutoencoderKL(ddconfig=SHAPE, embed_dim=4).state_dict()
+    vae = comfy.sd.VAE(
+        sd=weights, config={"params": {"ddconfig": SHAPE, "embed_dim": 4}}, dtype=torch.float32
+    )
+    for parameter in vae.first_stage_model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return vae
+
+
+def balanced(**more: object) -> MemoryOptimizationConfig:
+    return MemoryOptimizationConfig.from_level("balanced", **more)
+
+
+VAE = make()
+KIND = type(VAE)
+LATENT = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(1))
+IMAGE = torch.rand(1, 256, 256, 3, generator=torch.Generator().manual_seed(2))
+with torch.inference_mode():
+    DECODED = VAE.decode(LATENT)
+    ENCODED = VAE.encode(IMAGE)
+
+
+class Spied(KIND):
+    """Notes what the tiled methods were asked for."""
+
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    def decode_tiled(self, samples, **arguments):
+        self.asked.append(("decode", arguments))
+        return super().decode_tiled(samples, **arguments)
+
+    def encode_tiled(self, pixel_samples, **arguments):
+        self.asked.append(("encode", arguments))
+        return super().encode_tiled(pixel_samples, **arguments)
+
+
+def spied(plan: VaePlan) -> tuple[object, list[tuple[str, dict[str, object]]]]:
+    vae = copy.copy(VAE)
+    vae.__class__ = Spied
+    Spied.asked.clear()
+    return tiling(vae, plan), Spied.asked
+
+
+def plan(**more: object) -> VaePlan:
+    return VaePlan(balanced(**more), leave=False)
+
+
+def case_a_tiled_image_is_close_to_the_whole_one() -> None:
+    with torch.inference_mode():
+        decoded = tiling(VAE, plan()).decode(LATENT)
+        encoded = tiling(VAE, plan()).encode(IMAGE)
+    assert decoded.shape == DECODED.shape == (1, 256, 256, 3)
+    assert encoded.shape == ENCODED.shape == (1, 4, 32, 32)
+    assert 0 < (decoded - DECODED).abs().mean() < 0.05
+    spread = ENCODED.abs().max()
+    assert 0 < (encoded - ENCODED).abs().mean() < 0.1 * spread
+
+
+def case_tiles_are_half_the_image_and_every_argument_is_given() -> None:
+    vae, asked = spied(plan())
+    with torch.inference_mode():
+        vae.decode(LATENT)
+        vae.encode(IMAGE)
+    decode, encode = asked
+    assert decode == ("decode", Tile(16, 4, None, None).arguments())
+    assert encode == ("encode", Tile(128, 32, 64, 8).arguments())
+    assert all(value is not None for name, value in encode[1].items()), encode
+
+
+def case_a_small_image_is_not_cut() -> None:
+    vae, asked = spied(plan(vae_tile_size=256))
+    with torch.inference_mode():
+        decoded = vae.decode(LATENT)
+        encoded = vae.encode(IMAGE)
+    assert asked == []
+    assert torch.equal(decoded, DECODED)
+    assert torch.equal(encoded, ENCODED)
+
+
+def case_the_callers_own_tiles_are_kept() -> None:
+    vae, asked = spied(plan())
+    with torch.inference_mode():
+        vae.decode_tiled(LATENT, tile_x=24, tile_y=24, overlap=4)
+    assert asked == [("decode", {"tile_x": 24, "tile_y": 24, "overlap": 4})]
+
+
+def case_a_wide_overlap_still_leaves_the_narrow_tiles_something() -> None:
+    vae, asked = spied(plan(vae_tile_size=64, vae_tile_overlap=0.5))
+    with torch.inference_mode():
+        assert vae.decode(LATENT).shape == DECODED.shape
+    assert asked[0][1]["overlap"] == 2
+
+
+def case_estimates_are_of_one_tile_while_tiles_are_made() -> None:
+    seen: list[float] = []
+    vae = tiling(VAE, plan())
+    whole = VAE.memory_used_decode(LATENT.shape, torch.float32)
+    tile = VAE.memory_used_decode((1, 4, 16, 16), torch.float32)
+    assert vae.memory_used_decode(LATENT.shape, torch.float32) == whole
+    load, free = mm.load_models_gpu, []
+
+    def noting(models, memory_required=0, **more):
+        seen.append(memory_required)
+        return load(models, memory_required=memory_required, **more)
+
+    mm.load_models_gpu = noting
+    try:
+        with torch.inference_mode():
+            vae.decode(LATENT)
+            vae.encode(IMAGE)
+    finally:
+        mm.load_models_gpu = load
+    encoded = VAE.memory_used_encode((1, 3, 128, 128), torch.float32)
+    assert seen == [tile, encoded], (seen, tile, encoded, free)
+    assert vae.memory_used_decode(LATENT.shape, torch.float32) == whole
+
+
+def case_a_budget_makes_tiles_smaller() -> None:
+    size = VAE.patcher.model_size()
+    one = int(VAE.memory_used_decode((1, 4, 8, 8), torch.float32))
+    vae, asked = spied(VaePlan(balanced(), False, size + one))
+    with torch.inference_mode():
+        assert vae.decode(LATENT).shape == DECODED.shape
+    assert asked[0][1]["tile_x"] == 8
+    vae, asked = spied(VaePlan(balanced(), False, 1))
+    with torch.inference_mode():
+        vae.decode(LATENT)
+    assert asked[0][1]["tile_x"] == 8, "no smaller than eight latents, whatever the budget"
+
+
+def case_the_original_stays_as_it_is() -> None:
+    before = dict(VAE.__dict__)
+    twin = tiling(VAE, plan())
+    with torch.inference_mode():
+        twin.decode(LATENT)
+        assert torch.equal(VAE.decode(LATENT), DECODED)
+    assert type(VAE) is KIND
+    assert VAE.__dict__ == before
+    assert isinstance(twin, KIND)
+    assert isinstance(twin, TilingVae)
+    assert twin.patcher is not VAE.patcher
+    assert twin.patcher.is_clone(VAE.patcher)
+
+
+def case_a_second_optimisation_replaces_the_first() -> None:
+    twin = tiling(tiling(VAE, plan()), VaePlan(None, False))
+    with torch.inference_mode():
+        assert torch.equal(twin.decode(LATENT), DECODED)
+    assert type(twin).__mro__.count(TilingVae) == 1
+
+
+def case_nothing_keeps_a_used_copy_alive() -> None:
+    import gc
+
+    gc.collect()
+    gc.disable()
+    try:
+        vae = make()
+        twin = tiling(vae, plan())
+        with torch.inference_mode():
+            twin.decode(LATENT)
+        while mm.current_loaded_models:
+            mm.current_loaded_models.pop().model_unload()
+        gone = weakref.ref(twin)
+        del twin
+        assert gone() is None, "the copy is in a reference cycle"
+    finally:
+        gc.enable()
+
+
+def case_sound_is_not_cut() -> None:
+    vae = copy.copy(VAE)
+    vae.latent_dim = 1
+    assert not tiles(vae)
+    vae.latent_dim, vae.extra_1d_channel = 2, 16
+    assert not tiles(vae)
+    assert tiles(VAE)
+    twin = tiling(vae, plan())
+    assert twin._tile_of_latent(LATENT) is None
+    assert twin._tile_of_pixels(IMAGE) is None
+
+
+def case_video_gets_frames_per_tile() -> None:
+    vae = copy.copy(VAE)
+    vae.latent_dim = 3
+    vae.upscale_ratio = (lambda frames: max(0, frames * 4 - 3), 8, 8)
+    twin = tiling(vae, plan())
+    tile = twin._tile_of_latent(torch.zeros(1, 4, 9, 64, 64))
+    assert tile == Tile(32, 8, 16, 2)
+    shape = (1, 4, 30, 64, 64)
+    twin.lowtide_estimates = {"decode": lambda shape, dtype: shape}
+    twin.lowtide_tile = tile
+    assert twin.memory_used_decode(shape, None) == (1, 4, 16, 32, 32)
+
+
+def case_a_video_latent_for_an_image_vae_is_its_first_frame() -> None:
+    with torch.inference_mode():
+        decoded = tiling(VAE, plan(vae_tile_size=256)).decode(LATENT.unsqueeze(2))
+    assert torch.equal(decoded, DECODED)
+
+
+def case_options_go_to_the_whole_image() -> None:
+    vae, asked = spied(plan())
+    try:
+        with torch.inference_mode():
+            vae.decode(LATENT, vae_options={"unknown_option": 1})
+    except TypeError:
+        pass
+    assert asked == []
+
+
+def case_a_vae_without_weights_says_so() -> None:
+    vae = copy.copy(VAE)
+    vae.first_stage_model = None
+    try:
+        tiling(vae, plan())
+    except TargetError as error:
+        assert "no weights" in str(error)
+    else:
+        raise AssertionError("it was accepted")
+
+
+def case_a_tile_under_the_vaes_factor_says_so() -> None:
+    vae = copy.copy(VAE)
+    vae.upscale_ratio = 64
+    try:
+        tiling(vae, plan(vae_tile_size=64))
+    except ConfigError as error:
+        assert "64 pixels" in str(error)
+    else:
+        raise AssertionError("it was accepted")
