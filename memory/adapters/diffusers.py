@@ -25,14 +25,16 @@ def require_pipeline(target: Any) -> Any:
     Raises:
         TargetError: it is none, or its parts are spread over devices by a device map.
     """
-    from diffusers import DiffusionPipeline
+    import diffusers
 
-    if not isinstance(target, DiffusionPipeline):
+    base: Any = diffusers.DiffusionPipeline
+    if not isinstance(target, base):
         raise TargetError(
             f"{type(target).__name__} is no diffusers pipeline; hand in what "
             "DiffusionPipeline.from_pretrained(...) returned"
         )
-    if target._is_pipeline_device_mapped():
+    pipe: Any = target
+    if pipe._is_pipeline_device_mapped():
         raise TargetError(
             f"the parts of this {type(target).__name__} are spread by a device map; call "
             "pipe.reset_device_map() first, or load it without `device_map`"
@@ -142,7 +144,7 @@ def apply_group_offload(
     low_cpu_mem: bool,
 ) -> None:
     """Let diffusers stream the groups of ``module`` to ``device`` and drop them after use."""
-    from diffusers.hooks import apply_group_offloading
+    from diffusers.hooks.group_offloading import apply_group_offloading
 
     apply_group_offloading(
         module,
@@ -160,7 +162,7 @@ def apply_group_offload(
 def remove_group_offload(module: torch.nn.Module) -> None:
     """Remove diffusers' group hooks; the weights stay where the last forward left them."""
     for part in module.modules():
-        registry = vars(part).get("_diffusers_hook")
+        registry: Any = vars(part).get("_diffusers_hook")
         for name in GROUP_HOOKS if registry is not None else ():
             registry.remove_hook(name, recurse=False)
 
@@ -202,7 +204,7 @@ def fused_processor() -> Any:
 
 def xformers_available() -> bool:
     """Whether diffusers finds xformers."""
-    from diffusers.utils import is_xformers_available
+    from diffusers.utils.import_utils import is_xformers_available
 
     return bool(is_xformers_available())
 

@@ -63,7 +63,7 @@ def own_skip_patterns(module: torch.nn.Module) -> tuple[str, ...]:
 
 def cast_layer(layer: torch.nn.Module, storage: torch.dtype, compute: torch.dtype) -> None:
     """Store the matrices of ``layer`` in ``storage``; every forward computes in ``compute``."""
-    from diffusers.hooks import HookRegistry
+    from diffusers.hooks.hooks import HookRegistry
 
     hook = _hook_class()(storage, compute, non_blocking=False)
     HookRegistry.check_if_exists_or_initialize(layer).register_hook(hook, CASTING_HOOK)
@@ -79,7 +79,7 @@ def keep_adapters_precise(module: torch.nn.Module) -> None:
 def remove_casting(module: torch.nn.Module) -> None:
     """Remove the hooks; weights stay as stored until their owner restores them."""
     for part in module.modules():
-        registry = vars(part).get("_diffusers_hook")
+        registry: Any = vars(part).get("_diffusers_hook")
         for name in (ADAPTER_HOOK, CASTING_HOOK) if registry is not None else ():
             registry.remove_hook(name, recurse=False)
 

@@ -96,5 +96,3 @@ def _stored_bytes(group: Any) -> int:
     tensors = [t for part in group.modules for t in (*part.parameters(), *part.buffers())]
     tensors += [*group.parameters, *group.buffers]
     return sum(-(-tensor.nbytes // _ALLOCATION) * _ALLOCATION for tensor in tensors)
-
-

@@ -91,9 +91,7 @@ def apply(
 
 def _shared(component: torch.nn.Module) -> set[int]:
     """Parameters of embeddings: a linear layer tied to one keeps its type."""
-    return {
-        id(part.weight) for part in component.modules() if isinstance(part, torch.nn.Embedding)
-    }
+    return {id(part.weight) for part in component.modules() if isinstance(part, torch.nn.Embedding)}
 
 
 def _fits(layer: torch.nn.Module, tied: set[int]) -> bool:

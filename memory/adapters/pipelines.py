@@ -1,0 +1,220 @@
+"""Which strategies a configuration means for which component of a diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from ..device import snapshot
+from ..errors import TargetError
+from ..levels import MemoryOptimizationConfig
+from ..stages import DECODING, DENOISING, TEXT_ENCODING, stage_of
+from ..strategies import (
+    attention,
+    budget,
+    component_offload,
+    cpu_mode,
+    forward_chunking,
+    fp8_layerwise,
+    group_offload,
+    placement,
+    sequential_offload,
+    vae_slicing,
+    vae_tiling,
+)
+from ..strategies.base import Applied, Outcome, Skipped
+from .diffusers import (
+    declares,
+    existing_offload,
+    modules_of,
+    remove_offload,
+    require_pipeline,
+    restore_offload,
+)
+
+__all__ = ["apply_all", "require_pipeline", "settle"]
+
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+}
+_NAMES = {
+    "component": component_offload.NAME,
+    "sequential": sequential_offload.NAME,
+    "group": group_offload.NAME,
+}
+
+
+def settle(
+    config: MemoryOptimizationConfig, pipe: Any, device: torch.device
+) -> tuple[MemoryOptimizationConfig, list[str]]:
+    """The configuration this pipeline gets on this device (a budget may raise its level), and why.
+
+    Raises:
+        ConfigError, BudgetError, TargetError: as ``MemoryOptimizer.optimize_pipeline``.
+    """
+    parts = modules_of(pipe)
+    if not parts:
+        raise TargetError(f"this {type(pipe).__name__} has no component with weights loaded")
+    notes = [config.reason] if config.reason else []
+    chosen, note = budget.fit(config, pipe, parts)
+    if note is not None:
+        notes.append(note)
+    for vae in _vaes(parts).values():
+        chosen.validate(
+            device_bytes=snapshot(device).total, vae_factor=vae_tiling.spatial_factor(vae)
+        )
+    if declares(pipe, "vae") and getattr(pipe, "vae", None) is None and _wants_vae(chosen):
+        raise TargetError(
+            f"this {type(pipe).__name__} has no VAE loaded, and level {chosen.level.value} works "
+            "on it; load one, or set enable_vae_tiling=False and enable_vae_slicing=False"
+        )
+    return chosen, notes
+
+
+def apply_all(
+    config: MemoryOptimizationConfig, pipe: Any, device: torch.device
+) -> Iterator[Outcome]:
+    """Apply one strategy after the other; the caller undoes what was yielded if a later one fails.
+
+    A strategy that raises has undone its own part.
+    """
+    yield from _replace_existing(pipe)
+    parts = modules_of(pipe)
+    denoisers = _of_stage(parts, DENOISING)
+    if config.fp8_storage:
+        yield from _fp8(config, parts)
+    if config.forward_chunk_size is not None:
+        chunking = forward_chunking.ForwardChunking(config.forward_chunk_size)
+        yield from _each(
+            forward_chunking.NAME,
+            denoisers,
+            "denoiser",
+            lambda part, name: forward_chunking.apply(chunking, part, name),
+        )
+    if config.attention != "auto" or config.offload != "none":
+        kernel = attention.Attention(config.attention, device, config.attention_slice_size)
+        yield from _each(
+            attention.NAME,
+            denoisers,
+            "denoiser",
+            lambda part, name: attention.apply(kernel, part, name),
+        )
+    yield from _vae(config, _vaes(parts))
+    yield from _offload(config, pipe, parts, device)
+
+
+def _replace_existing(pipe: Any) -> Iterator[Outcome]:
+    existing = existing_offload(pipe)
+    if existing is None:
+        return
+    remove_offload(pipe)
+    yield Applied(
+        "existing offload",
+        "pipeline",
+        f"{existing.kind} offload to {existing.device} was in force and is replaced; "
+        "the undo enables it again",
+        lambda: restore_offload(pipe, existing),
+    )
+
+
+def _fp8(config: MemoryOptimizationConfig, parts: dict[str, torch.nn.Module]) -> Iterator[Outcome]:
+    compute = None if config.compute_dtype is None else _DTYPES[config.compute_dtype]
+    casting = fp8_layerwise.Fp8Layerwise(_DTYPES[config.storage_dtype], compute)
+    yield from _each(
+        fp8_layerwise.NAME,
+        _of_stage(parts, DENOISING),
+        "denoiser",
+        lambda part, name: fp8_layerwise.apply(casting, part, name),
+    )
+    if config.cpu_mode:
+        return
+    for name, part in _of_stage(parts, TEXT_ENCODING).items():
+        if "text_encoder" in name:
+            yield fp8_layerwise.apply(casting, part, name, encoder=True)
+
+
+def _vae(config: MemoryOptimizationConfig, vaes: dict[str, torch.nn.Module]) -> Iterator[Outcome]:
+    if config.enable_vae_tiling:
+        tiling = vae_tiling.VaeTiling(config.tile_for, config.vae_tile_overlap)
+        yield from _each(
+            vae_tiling.NAME, vaes, "VAE", lambda part, name: vae_tiling.apply(tiling, part, name)
+        )
+    if config.enable_vae_slicing:
+        chunk = config.vae_decode_chunk_size
+        slicing = vae_slicing.VaeSlicing(chunk or 1, frames=chunk is not None)
+        yield from _each(
+            vae_slicing.NAME, vaes, "VAE", lambda part, name: vae_slicing.apply(slicing, part, name)
+        )
+
+
+def _offload(
+    config: MemoryOptimizationConfig,
+    pipe: Any,
+    parts: dict[str, torch.nn.Module],
+    device: torch.device,
+) -> Iterator[Outcome]:
+    if device.type == "cpu":
+        if config.offload != "none":
+            reason = "no accelerator: the weights are in host memory already"
+            yield Skipped(_NAMES[config.offload], "pipeline", reason)
+        yield from placement.apply(placement.Placement(torch.device("cpu")), pipe)
+        return
+    only: tuple[str, ...] | None = None
+    offload = config.offload
+    if config.cpu_mode:
+        only = tuple(_of_stage(parts, DENOISING))
+        for name, part in parts.items():
+            if name not in only:
+                yield cpu_mode.apply(cpu_mode.CpuMode(device), part, name)
+        if offload == "component":
+            offload = "none"
+            reason = "in CPU mode the denoiser has nobody to take turns with: it stays"
+            yield Skipped(component_offload.NAME, "pipeline", reason)
+    if offload == "none":
+        yield from placement.apply(placement.Placement(device, only), pipe)
+    elif offload == "component":
+        yield from component_offload.apply(component_offload.ComponentOffload(device), pipe)
+    elif offload == "sequential":
+        yield from sequential_offload.apply(
+            sequential_offload.SequentialOffload(device, only), pipe
+        )
+    else:
+        groups = group_offload.GroupOffload(
+            device,
+            config.group_offload_type,
+            config.group_blocks,
+            config.use_stream,
+            config.record_stream,
+            config.low_cpu_mem,
+            only,
+        )
+        yield from group_offload.apply(groups, pipe)
+
+
+def _each(
+    strategy: str,
+    parts: dict[str, torch.nn.Module],
+    what: str,
+    apply: Callable[[torch.nn.Module, str], Outcome],
+) -> Iterable[Outcome]:
+    if not parts:
+        yield Skipped(strategy, what, f"this pipeline has no {what}")
+    for name, part in parts.items():
+        yield apply(part, name)
+
+
+def _of_stage(parts: dict[str, torch.nn.Module], stage: str) -> dict[str, torch.nn.Module]:
+    return {name: part for name, part in parts.items() if stage_of(name) == stage}
+
+
+def _vaes(parts: dict[str, torch.nn.Module]) -> dict[str, torch.nn.Module]:
+    return {n: part for n, part in _of_stage(parts, DECODING).items() if hasattr(part, "decode")}
+
+
+def _wants_vae(config: MemoryOptimizationConfig) -> bool:
+    return config.enable_vae_tiling or config.enable_vae_slicing

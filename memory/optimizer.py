@@ -1,0 +1,201 @@
+"""Applies a configuration to a diffusers pipeline, reports what it did, and takes it back.
+
+The order of application: what the user had enabled goes, weights are cast, layers and the VAE are
+wrapped, offload hooks come last. The undo runs in reverse and leaves the pipeline bit by bit as it
+was, and nothing of it in the device's cache.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from . import backend
+from .adapters import pipelines
+from .cleanup import cleanup_due, release
+from .device import snapshot
+from .errors import LowtideError
+from .evict import evict
+from .levels import MemoryOptimizationConfig, OptimizationLevel
+from .report import OptimizationReport
+from .strategies.base import Applied, Outcome, Undo, undo_all
+from .strategies.structure import guard
+from .targets import parts_of
+
+logger = logging.getLogger("lowtide")
+
+_active: weakref.WeakKeyDictionary[Any, MemoryOptimizer] = weakref.WeakKeyDictionary()
+
+
+class MemoryOptimizer:
+    """One configuration, in force on at most one pipeline. Not thread-safe.
+
+    ``with MemoryOptimizer("ultra") as optimizer: optimizer.optimize_pipeline(pipe)`` undoes on
+    exit, errors included.
+
+    Attributes:
+        pipeline: the optimised pipeline, None when there is none.
+        report: what was done to it; stays readable after the undo.
+        device: where it computes.
+    """
+
+    def __init__(
+        self,
+        config: MemoryOptimizationConfig | OptimizationLevel | str | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        """``config`` may be a level or its name; None is AUTO. ``device`` None is the best one.
+
+        Raises:
+            ConfigError: an unknown level, or settings that exclude each other.
+            DeviceError: no such device.
+        """
+        self.device = backend.device_of(device)
+        found = snapshot(self.device)
+        self._total = found.total
+        if config is None or config == OptimizationLevel.AUTO:
+            self._asked = MemoryOptimizationConfig.auto(found)
+        elif isinstance(config, MemoryOptimizationConfig):
+            self._asked = config
+        else:
+            self._asked = MemoryOptimizationConfig.from_level(config)
+        self._asked.validate()
+        self._in_force: MemoryOptimizationConfig | None = None
+        self._applied_from: dict[str, Any] | None = None
+        self._undos: list[Undo] = []
+        self._unguard: Undo | None = None
+        self._suspended = False
+        self.pipeline: Any = None
+        self.report: OptimizationReport | None = None
+
+    @property
+    def config(self) -> MemoryOptimizationConfig:
+        """The configuration in force (a budget may have chosen its level), else the one asked."""
+        return self._in_force or self._asked
+
+    @config.setter
+    def config(self, config: MemoryOptimizationConfig) -> None:
+        config.validate()
+        self._asked, self._in_force = config, None
+
+    def optimize_pipeline(self, pipe: Any) -> Any:
+        """Apply the configuration to ``pipe`` and return the same object.
+
+        Again with the same configuration it does nothing; with a changed one, or on another
+        pipeline, what is in force is undone first.
+
+        Raises:
+            TargetError: no pipeline, or one that lacks the VAE its class asks for.
+            ConfigError, BudgetError: a setting that does not suit this pipeline or device.
+            LowtideError: a technique failed; what had been applied before it is undone.
+        """
+        pipelines.require_pipeline(pipe)
+        if self.pipeline is pipe and self._applied_from == self._asked.to_dict():
+            return pipe
+        if self.pipeline is not None:
+            self.undo()
+        other = _active.get(pipe)
+        if other is not None:
+            other.undo()
+        self._asked.validate(device_bytes=self._total)
+        self._apply(pipe)
+        self._unguard = guard(pipe, self._plain)
+        _active[pipe] = self
+        logger.info("%s", self.report.text() if self.report else "")
+        self._clean("after_load")
+        return pipe
+
+    def undo(self) -> None:
+        """Leave the pipeline as it was before; nothing if nothing is in force."""
+        pipe = self.pipeline
+        if pipe is None:
+            return
+        _active.pop(pipe, None)
+        unguard, self._unguard = self._unguard, None
+        try:
+            undo_all([unguard] if unguard else [])
+            self._take_back()
+        finally:
+            self.pipeline = self._in_force = self._applied_from = None
+
+    def __enter__(self) -> MemoryOptimizer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+    def _apply(self, pipe: Any) -> None:
+        config, notes = pipelines.settle(self._asked, pipe, self.device)
+        entries: list[Outcome] = []
+        self.pipeline, self._applied_from = pipe, self._asked.to_dict()
+        try:
+            for outcome in pipelines.apply_all(config, pipe, self.device):
+                entries.append(outcome)
+                if isinstance(outcome, Applied):
+                    self._undos.append(outcome.undo)
+        except BaseException as failure:
+            done = [entry.strategy for entry in entries if isinstance(entry, Applied)]
+            self._take_back()
+            self.pipeline = self._applied_from = None
+            if isinstance(failure, LowtideError | torch.OutOfMemoryError) or not isinstance(
+                failure, Exception
+            ):
+                raise
+            raise LowtideError(
+                f"optimising this {type(pipe).__name__} at level {config.level.value} failed: "
+                f"{type(failure).__name__}: {failure}. Undone: "
+                f"{', '.join(dict.fromkeys(done)) or 'nothing had been applied'}"
+            ) from failure
+        self._in_force = config
+        self.report = OptimizationReport(config.level, str(self.device), entries, notes)
+
+    def _take_back(self) -> None:
+        """Undo in reverse, then leave nothing of the pipeline on a device it was not on before."""
+        undos, self._undos = self._undos[::-1], []
+        try:
+            undo_all(undos)
+        finally:
+            self._clear_device()
+
+    def _clear_device(self) -> None:
+        if self.device.type == "cpu" or self.pipeline is None:
+            return
+        parts = list(parts_of(self.pipeline))
+        weights = [part for _, part in parts if isinstance(part, torch.nn.Module)]
+        if not any(p.device == self.device for part in weights for p in part.parameters()):
+            for _, part in parts:
+                if not isinstance(part, torch.nn.Module):
+                    evict(part, self.device)
+        release(device=self.device)
+
+    def _clean(self, moment: str) -> None:
+        if self.device.type != "cpu" and cleanup_due(self.config, moment, self.device):
+            release(device=self.device)
+
+    @contextmanager
+    def _plain(self, method: str) -> Iterator[None]:
+        """The pipeline without its optimisation, for the length of a structural change."""
+        if self._suspended:
+            yield
+            return
+        pipe = self.pipeline
+        self._suspended = True
+        self._take_back()
+        try:
+            yield
+        finally:
+            self._suspended = False
+            self._apply(pipe)
+        self._clean("after_lora")
+        logger.debug("%s ran on the plain pipeline; the optimisation is in force again", method)
