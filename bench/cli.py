@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     _bench_arguments(commands.add_parser("bench", help="a table of the levels on one model"))
     _demo_arguments(commands.add_parser("demo", help="the example graph at all four levels"))
     info = commands.add_parser("info", help="what devices there are, and what auto would choose")
-    _where_arguments(info)
+    _simulation_arguments(info)
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(command=_info)
     return top
@@ -70,12 +70,16 @@ def _bench_arguments(bench: argparse.ArgumentParser) -> None:
 
 def _demo_arguments(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for images and chart")
-    _where_arguments(demo)
+    _simulation_arguments(demo)
     demo.set_defaults(command=_demo)
 
 
 def _where_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", help="a torch device, such as cuda:0 or cpu")
+    _simulation_arguments(command)
+
+
+def _simulation_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--simulate", choices=places.FLAVOURS, help="use the simulated accelerator, in this flavour"
     )
@@ -139,7 +143,7 @@ def _bench(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from .demo import run_demo
 
-    return run_demo(places.choose(options.device, options.simulate, options.capacity), options.out)
+    return run_demo(places.choose(None, options.simulate, options.capacity), options.out)
 
 
 def _info(options: argparse.Namespace) -> int:

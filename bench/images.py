@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,14 @@ def write_png(image: torch.Tensor, path: Path) -> None:
     Image.fromarray(levels.numpy()).save(path)
 
 
-def output_nodes(folder: Path) -> dict[str, Any]:
-    """The two classes, writing numbered PNG files to ``folder``."""
+def output_nodes(
+    folder: Path, on_images: Callable[[torch.Tensor], None] | None = None
+) -> dict[str, Any]:
+    """The two classes, writing numbered PNG files to ``folder``.
+
+    Args:
+        on_images: told the images SaveImage was given, shape (batch, height, width, 3).
+    """
 
     class SaveImage:
         OUTPUT_NODE = True
@@ -35,6 +42,8 @@ def output_nodes(folder: Path) -> dict[str, Any]:
             }
 
         def save(self, images: torch.Tensor, filename_prefix: str) -> dict[str, Any]:
+            if on_images is not None:
+                on_images(images)
             return {"ui": {"images": _save(images, folder, filename_prefix)}}
 
     class PreviewImage:

@@ -41,6 +41,10 @@ class Unit:
             ("GB", GIB, 2) if largest >= 2 * GIB else ("MB", MIB, 1)
         )
 
+    def in_unit(self, count: int | None) -> float:
+        """``count`` bytes as a number in the unit; unknown draws as nothing."""
+        return (count or 0) / self._size
+
     def of(self, count: int | None) -> str:
         """``count`` bytes in the unit; a dash if unknown, a plain 0 for nothing."""
         if count is None:

@@ -60,8 +60,9 @@ def small(dtype: torch.dtype, seed: int) -> Any:
     finally:
         torch.random.set_rng_state(state)
     for module in (unet, autoencoder, first, second):
-        module.eval().requires_grad_(False)
-    return _pipeline(first, second, unet, autoencoder).to(dtype)
+        # Not the model's own `to`, which warns of parts to keep in float32; there are none here.
+        torch.nn.Module.to(module, dtype).eval().requires_grad_(False)
+    return _pipeline(first, second, unet, autoencoder)
 
 
 def full(maker: Maker) -> Any:

@@ -1,0 +1,129 @@
+"""The command line: what it accepts, and how it says no."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from lowtide.bench import cli, models, places
+from lowtide.memory.device import HostSnapshot
+from lowtide.memory.errors import ConfigError, DeviceError
+from lowtide.memory.levels import OptimizationLevel
+from lowtide.memory.units import GIB
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+def test_all_four_levels_by_default() -> None:
+    options = cli.parser().parse_args(["bench"])
+    assert [level.value for level in options.levels] == ["none", "balanced", "aggressive", "ultra"]
+    assert (options.model, options.size, options.steps, options.dtype) == ("tiny", None, None, None)
+
+
+def test_levels_are_parsed_once_each_in_order() -> None:
+    levels = cli.parse_levels("ultra, NONE,ultra")
+    assert levels == [OptimizationLevel.ULTRA, OptimizationLevel.NONE]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--levels", "none,huge"], "unknown level 'huge'; choose one of: auto, none"),
+        (["bench", "--size", "0"], "not a whole number above 0"),
+        (["bench", "--steps", "x"], "not a whole number above 0"),
+        (["bench", "--simulate", "tpu"], "invalid choice: 'tpu'"),
+        ([], "required"),
+    ],
+)
+def test_bad_options_are_refused_by_the_parser(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--model", "sd99"], "no model is called 'sd99'; choose tiny,"),
+        (["bench", "--size", "100"], "--size 100 does not suit"),
+        (["bench", "--peers"], "add --model sdxl-small"),
+        (["bench", "--device", "cpu", "--simulate", "npu"], "not both"),
+        (["bench", "--device", "xpu:3"], "no 'xpu' device here"),
+        (["bench", "--device", "quantum"], "names no device"),
+    ],
+)
+def test_what_cannot_be_measured_is_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in error_of(capsys, *arguments)
+
+
+def test_a_flavour_must_exist() -> None:
+    with pytest.raises(ConfigError, match="choose npu or cuda"):
+        places.choose(simulate="tpu")
+
+
+def test_an_installed_pack_without_an_accelerator_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(places, "import_module", missing)
+    with pytest.raises(DeviceError, match=r"source checkout only; .* --device cpu"):
+        places.choose(simulate="npu")
+
+
+def test_a_broken_simulator_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+
+    monkeypatch.setattr(places, "import_module", broken)
+    with pytest.raises(ModuleNotFoundError, match="numpy"):
+        places.choose(simulate="npu")
+
+
+def test_info_lists_devices_with_the_level_auto_would_choose(
+    accelerator: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accelerator(capacity="5G")
+    assert cli.main(["info", "--json"]) == 0
+    found = {device["device"]: device for device in json.loads(capsys.readouterr().out)}
+    here = found[str(accelerator.device)]
+    assert (here["total"], here["auto"]) == (5 * GIB, "ultra")
+    assert "cpu" in found
+    assert cli.main(["info"]) == 0
+    assert "auto would choose ultra" in capsys.readouterr().out
+
+
+def test_a_run_larger_than_the_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def host(available: int) -> None:
+        snapshot = HostSnapshot(32 * GIB, available, 0, 0, 0)
+        monkeypatch.setattr(models, "host_snapshot", lambda: snapshot)
+
+    host(20 * GIB)
+    models.check_host_memory(models.model_of("sdxl"), "float16", 1024, on_host=True)
+    with pytest.raises(DeviceError, match=r"flux at 1024 px needs about 3\d\.\d\d GB .* 20\.00 GB"):
+        models.check_host_memory(models.model_of("flux"), "bfloat16", 1024, on_host=True)
+    host(10 * GIB)
+    models.check_host_memory(models.model_of("sdxl"), "float16", 1024, on_host=False)
+    with pytest.raises(DeviceError, match="sdxl at 1024 px needs"):
+        models.check_host_memory(models.model_of("sdxl"), "float16", 1024, on_host=True)
+    host(1)
+    models.check_host_memory(models.model_of("tiny"), "float16", 256, on_host=True)
+
+
+def test_the_figures_to_beat_stand_beside_the_published_run_only() -> None:
+    sdxl = models.model_of("sdxl")
+    assert models.targets_for(sdxl, 1024)["ultra"] == 4.1
+    assert models.targets_for(sdxl, 512) == {}
+    assert models.targets_for(models.model_of("tiny"), 256) == {}
