@@ -9,6 +9,8 @@ from typing import Any
 
 from .server import Graph
 
+# Ids of the nodes that tests add to the examples.
+LATENTS, REPORT = "90", "91"
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
 
 
@@ -67,4 +69,60 @@ def with_inputs(graph: Graph, changes: dict[str, dict[str, Any]]) -> Graph:
             if unknown:
                 raise AssertionError(f"{class_type} has no inputs {sorted(unknown)}")
             node["inputs"].update(inputs)
+    return changed
+
+
+def native(
+    checkpoint: str, level: str, *, size: int = 192, steps: int = 2, **selector: Any
+) -> Graph:
+    """The native example, small, plus the raw latents and Optimize Pipeline's report."""
+    graph = with_inputs(
+        example("lowtide_native"),
+        {
+            "CheckpointLoaderSimple": {"ckpt_name": checkpoint},
+            "LowtideMemoryLevelSelector": {"level": level, **selector},
+            "EmptyLatentImage": {"width": size, "height": size},
+            "KSampler": {"steps": steps, "seed": 1},
+        },
+    )
+    sampler, optimize = node_of(graph, "KSampler"), node_of(graph, "LowtideOptimizePipeline")
+    graph[LATENTS] = {
+        "class_type": "SaveLatent",
+        "inputs": {"samples": [sampler, 0], "filename_prefix": "test"},
+    }
+    graph[REPORT] = {"class_type": "PreviewAny", "inputs": {"source": [optimize, 3]}}
+    return graph
+
+
+def diffusers(
+    folder: str, level: str, *, size: int = 128, steps: int = 2, **selector: Any
+) -> Graph:
+    """The diffusers example, small, plus Optimize Diffusers Pipeline's report."""
+    graph = with_inputs(
+        example("lowtide_diffusers"),
+        {
+            "LowtideLoadDiffusersPipeline": {"folder": folder},
+            "LowtideMemoryLevelSelector": {"level": level, **selector},
+            "LowtideGenerate": {"width": size, "height": size, "steps": steps, "seed": 1},
+        },
+    )
+    optimize = node_of(graph, "LowtideOptimizeDiffusersPipeline")
+    graph[REPORT] = {"class_type": "PreviewAny", "inputs": {"source": [optimize, 1]}}
+    return graph
+
+
+def bypassing(graph: Graph) -> Graph:
+    """The native graph with every use of Optimize Pipeline's outputs taken from the loader."""
+    optimize, loader = (
+        node_of(graph, "LowtideOptimizePipeline"),
+        node_of(graph, "CheckpointLoaderSimple"),
+    )
+    changed = copy.deepcopy(graph)
+    for node in changed.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] == optimize:
+                node["inputs"][name] = [loader, value[1]]
+    lowtide = [optimize, node_of(graph, "LowtideMemoryLevelSelector"), REPORT]
+    for node_id in lowtide:
+        del changed[node_id]
     return changed

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file
 
 from .comfyui import Installation
 
@@ -280,3 +281,9 @@ class Server:
         if not pixels:
             raise AssertionError(f"the run gave no image: {run.error or run.status}")
         return np.stack(pixels)
+
+    def latents(self, run: Run) -> np.ndarray:
+        """The latents that the run's one SaveLatent node wrote, float32."""
+        (entry,) = (it for out in run.outputs.values() for it in out.get("latents", ()))
+        file = self.base / entry["type"] / entry["subfolder"] / entry["filename"]
+        return load_file(file)["latent_tensor"]

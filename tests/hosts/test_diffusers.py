@@ -1,0 +1,71 @@
+"""The diffusers example workflow at every level: it runs, the image holds, the peaks fall."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from lowtide.tests.hosts import graphs
+from lowtide.tests.hosts.fixtures import PIPELINE
+from lowtide.tests.hosts.measure import Outcome, difference, falling, measure
+from lowtide.tests.hosts.server import Server
+
+pytestmark = pytest.mark.host
+
+LEVELS = ("none", "balanced", "aggressive", "ultra")
+# Steps of 255: what tiles, and FP8 weights at the last level, may change.
+TOLERANCE = {"none": (0, 0.0), "balanced": (64, 4.0), "aggressive": (64, 4.0), "ultra": (96, 8.0)}
+
+Outcomes = dict[str, Outcome]
+
+
+@pytest.fixture(scope="session")
+def outcomes(session_server: Server) -> Outcomes:
+    graph = {level: graphs.diffusers(PIPELINE, level) for level in LEVELS}
+    return {level: measure(session_server, graph[level]) for level in LEVELS}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_runs_and_says_what_was_applied(outcomes: Outcomes, level: str):
+    run = outcomes[level].run
+    assert run.succeeded, run.error
+    assert outcomes[level].images.shape == (1, 128, 128, 3)
+    assert level in run.text(graphs.REPORT).lower()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_image_holds(outcomes: Outcomes, level: str):
+    reference = outcomes["none"].images
+    assert reference.size and reference.std() > 5
+    largest, mean = difference(outcomes[level].images, reference)
+    most, most_mean = TOLERANCE[level]
+    assert largest <= most and mean <= most_mean, (largest, mean)
+
+
+def test_peaks_fall_level_by_level(outcomes: Outcomes, session_server: Server):
+    if session_server.device == "cpu":
+        pytest.skip("the CPU's memory is not counted")
+    peaks = {level: outcome.peak for level, outcome in outcomes.items()}
+    assert peaks["balanced"] < peaks["none"], falling(peaks)
+    assert peaks["ultra"] <= peaks["aggressive"] <= peaks["balanced"], falling(peaks)
+
+
+def test_the_cleanup_node_leaves_nothing(outcomes: Outcomes, session_server: Server):
+    if session_server.device == "cpu":
+        pytest.skip("the CPU's memory is not counted")
+    assert {level: it.left for level, it in outcomes.items()} == dict.fromkeys(LEVELS, (0, 0))
+
+
+def test_a_pipeline_runs_again_after_the_cleanup_with_the_same_image(
+    server: Server, outcomes: Outcomes
+):
+    graph = graphs.diffusers(PIPELINE, "balanced")
+    server.queue(graph)
+    graph = graphs.with_inputs(graph, {"LowtideGenerate": {"seed": 2}})
+    other = server.queue(graph)
+    graph = graphs.with_inputs(graph, {"LowtideGenerate": {"seed": 1}})
+    again = server.queue(graph)
+    assert other.succeeded and again.succeeded, other.error or again.error
+    loader = graphs.node_of(graph, "LowtideLoadDiffusersPipeline")
+    assert loader in again.cached
+    assert not np.array_equal(server.images(other), outcomes["balanced"].images)
+    assert np.array_equal(server.images(again), outcomes["balanced"].images)

@@ -1,0 +1,90 @@
+"""The native example workflow at every level: it runs, the image holds, the peaks fall."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from lowtide.tests.hosts import graphs
+from lowtide.tests.hosts.fixtures import CHECKPOINT
+from lowtide.tests.hosts.measure import MIB, Outcome, difference, falling, measure
+from lowtide.tests.hosts.server import Server
+
+pytestmark = pytest.mark.host
+
+LEVELS = ("none", "balanced", "aggressive", "ultra")
+# Steps of 255: what seams of the tiles may change in the picture of a random VAE.
+LARGEST, MEAN = 64, 4.0
+
+Outcomes = dict[str, tuple[Outcome, np.ndarray]]
+
+
+@pytest.fixture(scope="session")
+def outcomes(session_server: Server) -> Outcomes:
+    """Level -> what its run gave, and its latents; "stock" is the graph without Lowtide's nodes."""
+    plain = graphs.bypassing(graphs.native(CHECKPOINT, "none"))
+    todo = {"stock": plain, **{level: graphs.native(CHECKPOINT, level) for level in LEVELS}}
+    found: Outcomes = {}
+    for name, graph in todo.items():
+        outcome = measure(session_server, graph)
+        succeeded = outcome.run.succeeded
+        latents = session_server.latents(outcome.run) if succeeded else np.empty((0,))
+        found[name] = (outcome, latents)
+    return found
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_runs_and_says_what_was_applied(outcomes: Outcomes, level: str):
+    outcome, _ = outcomes[level]
+    assert outcome.run.succeeded, outcome.run.error
+    assert outcome.images.shape == (1, 192, 192, 3)
+    assert level in outcome.run.text(graphs.REPORT).lower()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_placement_changes_no_bit(outcomes: Outcomes, level: str):
+    stock, level_latents = outcomes["stock"][1], outcomes[level][1]
+    assert stock.size and np.array_equal(level_latents, stock)
+
+
+def test_level_none_gives_the_stock_image(outcomes: Outcomes):
+    assert np.array_equal(outcomes["none"][0].images, outcomes["stock"][0].images)
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_tiles_change_the_image_within_the_tolerance(outcomes: Outcomes, level: str):
+    image, stock = outcomes[level][0].images, outcomes["stock"][0].images
+    largest, mean = difference(image, stock)
+    assert largest <= LARGEST and mean <= MEAN, (largest, mean)
+
+
+def test_peaks_fall_level_by_level(outcomes: Outcomes, session_server: Server):
+    if session_server.device == "cpu":
+        pytest.skip("the CPU's memory is not counted")
+    peaks = {name: outcome.peak for name, (outcome, _) in outcomes.items()}
+    assert peaks["none"] <= peaks["stock"], falling(peaks)
+    assert peaks["balanced"] < peaks["none"], falling(peaks)
+    assert peaks["ultra"] <= peaks["aggressive"] <= peaks["balanced"], falling(peaks)
+    # Streaming is what the two last are for: most of the weights never lie there together.
+    assert peaks["aggressive"] < peaks["balanced"] / 2, falling(peaks)
+
+
+def test_the_cleanup_node_leaves_nothing(outcomes: Outcomes, session_server: Server):
+    for name, (outcome, _) in outcomes.items():
+        assert outcome.figures["models"] == [], name
+        if session_server.device != "cpu":
+            assert outcome.left == (0, 0), name
+
+
+@pytest.mark.parametrize("budget_mib", [150, 220])
+def test_a_budget_is_kept_without_changing_a_bit(
+    server: Server, outcomes: Outcomes, budget_mib: int
+):
+    if server.device == "cpu":
+        pytest.skip("the CPU's memory is not counted")
+    graph = graphs.native(CHECKPOINT, "none", budget_gb=budget_mib / 1024)
+    outcome = measure(server, graph)
+    assert outcome.run.succeeded, outcome.run.error
+    assert outcome.peak <= budget_mib * MIB, outcome.peak / MIB
+    # And used: with less than half of it the run would be slower than it has to be.
+    assert outcome.peak > budget_mib * MIB / 2
+    assert np.array_equal(server.latents(outcome.run), outcomes["stock"][1])
