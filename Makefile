@@ -36,7 +36,7 @@ demo: setup
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy -p lowtide.memory
+	$(PY) -m mypy memory
 
 test: setup lint
 	$(PY) -m pytest -m "not host and not slow"

@@ -53,8 +53,8 @@ def test_every_public_name_resolves() -> None:
 def test_loads_under_any_folder_name_quickly_and_quietly(folder: str, tmp_path: Path) -> None:
     link = tmp_path / folder
     link.symlink_to(ROOT, target_is_directory=True)
-    times = []
-    for _ in range(2):  # the first may compile bytecode
+    times: list[float] = []
+    while min(times, default=9.0) >= 0.5 and len(times) < 3:  # the first may compile bytecode
         run = subprocess.run(
             [sys.executable, "-c", PROBE, str(link)], capture_output=True, text=True, check=False
         )
