@@ -84,6 +84,7 @@ def _apply_one(
 ) -> str:
     from ..adapters.diffusers import apply_group_offload, supports_group_offload
     from ..adapters.diffusers_prefetch import limit_prefetch
+    from ..adapters.diffusers_retype import follow_casts
 
     if not supports_group_offload(component):
         component.to(config.device)
@@ -100,6 +101,8 @@ def _apply_one(
         )
         if streams:
             undos.append(limit_prefetch(part, config.device))
+    if streams:
+        undos.append(follow_casts(component))
     unit = "leaf" if config.offload_type == "leaf_level" else f"{config.blocks} block(s)"
     return f"{unit} by {unit} to {config.device}" + (
         ", the next one prefetched on a stream where that does not raise the peak"

@@ -28,10 +28,11 @@ class Snapshot:
             module: _ModuleState(module) for module in root.modules()
         }
         self._homes: dict[torch.Tensor, torch.device] = {}
+        self._types: dict[torch.Tensor, torch.dtype] = {}
         self._data: dict[torch.Tensor, torch.Tensor] = {}
         self._pinned: set[torch.Tensor] = set()
         for tensor in tensors_of(root):
-            self._homes[tensor] = tensor.device
+            self._homes[tensor], self._types[tensor] = tensor.device, tensor.dtype
             if tensor.device.type == "cpu" and tensor.is_pinned():
                 self._pinned.add(tensor)
             if keep_data:
@@ -62,8 +63,9 @@ class Snapshot:
         original = self._data.get(tensor)
         if original is not None:
             tensor.data = original.to(home)
-        elif tensor.device != home:
-            tensor.data = tensor.data.to(home)
+        elif tensor.device != home or tensor.dtype != self._types.get(tensor, tensor.dtype):
+            # Another type is what a run left that broke off while its VAE was upcast: exact.
+            tensor.data = tensor.data.to(home, self._types.get(tensor, tensor.dtype))
         elif home.type == "cpu" and tensor not in self._pinned and tensor.is_pinned():
             # Streams computed from page-locked copies; the system wants those pages back.
             tensor.data = tensor.data.clone()
