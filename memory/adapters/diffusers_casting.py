@@ -9,6 +9,7 @@ group offloading drops anyway.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -44,7 +45,12 @@ def castable_layers(
 
 
 def adapter_layer_names() -> tuple[str, ...]:
-    """Names of the small matrices peft adds; they stay in full precision."""
+    """Names of the small matrices peft adds; they stay in full precision.
+
+    Nothing can have been added before peft is imported, and it need not be installed.
+    """
+    if "peft" not in sys.modules:
+        return ()
     from peft.tuners.loha.layer import LoHaLayer
     from peft.tuners.lokr.layer import LoKrLayer
     from peft.tuners.lora.layer import LoraLayer
