@@ -114,6 +114,10 @@ class Accelerator:
         """The allocator's statistics, under the names of ``torch.cuda.memory_stats``."""
         return self._core.stats(self.index)
 
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Every block in address order: segment, address, size, stream, pool, state."""
+        return self._core.snapshot(self.index)
+
     @property
     def allocated(self) -> int:
         return self.stats()["allocated_bytes.all.current"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -12,13 +13,24 @@ from .device_module import functions
 
 # Kernels the core registers itself for the CUDA key.
 EXPLICIT = frozenset(
-    "aten::" + name
-    for name in (
-        "empty.memory_format empty_strided copy_ _local_scalar_dense record_stream as_strided view "
-        "_reshape_alias set_.source_Storage_storage_offset set_.source_Storage set_.source_Tensor "
-        "convolution scaled_dot_product_attention _to_copy is_pinned _pin_memory"
-    ).split()
+    {
+        "aten::empty.memory_format",
+        "aten::empty_strided",
+        "aten::copy_",
+        "aten::_local_scalar_dense",
+        "aten::record_stream",
+        "aten::as_strided",
+        "aten::view",
+        "aten::_reshape_alias",
+        "aten::set_.source_Storage_storage_offset",
+        "aten::set_.source_Storage",
+        "aten::set_.source_Tensor",
+        "aten::convolution",
+        "aten::scaled_dot_product_attention",
+        "aten::_to_copy",
+    }
 )
+ALREADY_REGISTERED, NOT_REGISTERED = 712, 713  # cudaErrorHostMemory...
 
 
 def install() -> ModuleType:
@@ -43,7 +55,7 @@ def install() -> ModuleType:
         setattr(cuda, name, value)
         if hasattr(cuda.memory, name):
             setattr(cuda.memory, name, value)
-    _patch_pinning(core)
+    _patch_factories(core)
     return core
 
 
@@ -67,28 +79,41 @@ class Runtime:
         self._core = core
 
     def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:
-        self._core.host_register(pointer, size)
-        return 0
+        return 0 if self._core.host_register(pointer, size) else ALREADY_REGISTERED
 
     def cudaHostUnregister(self, pointer: int) -> int:
-        self._core.host_unregister(pointer)
-        return 0
+        return 0 if self._core.host_unregister(pointer) else NOT_REGISTERED
 
     def cudaMemGetInfo(self, device: int = 0) -> tuple[int, int]:
         return self._core.mem_info(device)
 
 
-def _patch_pinning(core: ModuleType) -> None:
-    """Pinned memory through the counted allocator: the driver's is not there."""
+class _GeneratorType(type(torch._C.Generator)):
+    """``torch.Generator`` stays the type of every generator for isinstance."""
 
-    def factory(original: Any) -> Any:
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, torch._C.Generator)
+
+
+def _patch_factories(core: ModuleType) -> None:
+    """What torch would ask the driver for: generators, and pinned memory in factory calls."""
+
+    class Generator(torch._C.Generator, metaclass=_GeneratorType):
+        def __new__(cls, device: Any = "cpu") -> torch._C.Generator:
+            where = torch.device(device)
+            if where.type != "cuda":
+                return torch._C.Generator(device=device)
+            return core.new_generator(core.current_device() if where.index is None else where.index)
+
+    torch.Generator = Generator
+
+    def pinnable(original: Any) -> Any:
+        @functools.wraps(original)
         def make(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
             tensor = original(*args, **kwargs)
-            return core.pin(tensor) if pin_memory and tensor.device.type == "cpu" else tensor
+            return tensor.pin_memory() if pin_memory and tensor.device.type == "cpu" else tensor
 
         return make
 
     for name in ("empty", "zeros", "ones", "full", "empty_like", "zeros_like", "empty_strided"):
-        setattr(torch, name, factory(getattr(torch, name)))
-    torch.Tensor.pin_memory = lambda self, device=None: core.pin(self)
-    torch.Tensor.is_pinned = lambda self, device=None: core.is_pinned(self)
+        setattr(torch, name, pinnable(getattr(torch, name)))

@@ -9,6 +9,10 @@ from typing import Any
 
 import torch
 
+# A device without fp8 matrix kernels: programs then cast fp8 weights to the compute dtype, which is
+# what can be simulated. bfloat16 is available.
+CAPABILITY = (8, 6)
+
 
 def functions(core: ModuleType, kind: str, name: str) -> dict[str, Any]:
     """The names of a torch device module of type ``kind``, over the compiled core."""
@@ -30,7 +34,7 @@ def functions(core: ModuleType, kind: str, name: str) -> dict[str, Any]:
     class Properties:
         """What ComfyUI and diffusers read of a device's properties."""
 
-        major, minor = (8, 9)
+        major, minor = CAPABILITY
         multi_processor_count = 1
         gcnArchName = ""
         uuid = "0"
@@ -82,7 +86,7 @@ def functions(core: ModuleType, kind: str, name: str) -> dict[str, Any]:
         "device_of": device_of,
         "get_device_name": lambda device=None: name,
         "get_device_properties": lambda device=None: Properties(index_of(device)),
-        "get_device_capability": lambda device=None: (8, 9),
+        "get_device_capability": lambda device=None: CAPABILITY,
         "is_bf16_supported": lambda *args, **kwargs: True,
         "get_amp_supported_dtype": lambda: [torch.float16, torch.bfloat16, torch.float32],
         "utilization": lambda device=None: 0,
@@ -96,7 +100,9 @@ def functions(core: ModuleType, kind: str, name: str) -> dict[str, Any]:
         "max_memory_reserved": stat("reserved_bytes.all.peak"),
         "reset_peak_memory_stats": reset_peaks,
         "reset_max_memory_allocated": reset_peaks,
-        "reset_accumulated_memory_stats": lambda device=None: None,
+        "reset_accumulated_memory_stats": lambda device=None: core.reset_accumulated(
+            index_of(device)
+        ),
         "empty_cache": core.empty_cache,
         "synchronize": lambda device=None: core.synchronize(index_of(device)),
         "OutOfMemoryError": torch.OutOfMemoryError,
@@ -148,9 +154,7 @@ def _streams(core: ModuleType, kind: str, index_of: Callable[[Any], int]) -> dic
             return super().__new__(cls, device, enable_timing=enable_timing)
 
     def stream_of(index: int, stream_id: int) -> Stream:
-        kinds = torch._C._get_privateuse1_backend_name
-        number = 1 if kind == "cuda" else 20
-        assert kind == "cuda" or kinds() == kind
+        number = {"cuda": 1, "npu": 20}[kind]  # c10::DeviceType
         return Stream(stream_id=stream_id, device_index=index, device_type=number)
 
     def current_stream(device: Any = None) -> Stream:

@@ -12,6 +12,9 @@ import torch
 from .build import load_core
 from .device_module import functions
 
+# The first allocates intermediates the kernel does not; the second makes the result apart from the
+# operator, so that the operator would not be named as the peak's.
+DECOMPOSITIONS = ("CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
 STAND_IN = Path(__file__).resolve().parent / "site" / "npu" / "torch_npu" / "__init__.py"
 
 
@@ -24,7 +27,7 @@ def install() -> ModuleType:
     module = ModuleType("torch.npu")
     for name, value in functions(core, "npu", "Simulated NPU").items():
         setattr(module, name, value)
-    module.default_generators = tuple(core.default_generator(index) for index in range(1))
+    module.default_generators = (core.default_generator(0),)
     torch._register_device_module("npu", module)
     torch.utils.generate_methods_for_privateuse1_backend(for_tensor=True, for_storage=True)
     # Machines with this kind of device run a torch without CUDA; on a CUDA wheel ComfyUI would
@@ -39,10 +42,7 @@ def install() -> ModuleType:
 
 
 def decomposed_operators() -> list[str]:
-    """Operators with a kernel on every real device that PrivateUse1 would run decomposed.
-
-    A decomposition allocates intermediates the kernel does not, so peaks would be too high.
-    """
+    """Operators with a kernel on every real device that PrivateUse1 would run decomposed."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return [
         name.removeprefix("aten::")
@@ -50,6 +50,6 @@ def decomposed_operators() -> list[str]:
         if name.startswith("aten::")
         and name not in ("aten::copy_",)
         and has(name, "CPU")
-        and has(name, "CompositeExplicitAutograd")
+        and any(has(name, key) for key in DECOMPOSITIONS)
         and not has(name, "PrivateUse1")
     ]
