@@ -8,7 +8,6 @@ was, and nothing of it in the device's cache.
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -30,7 +29,12 @@ from .targets import parts_of
 
 logger = logging.getLogger("lowtide")
 
-_active: weakref.WeakKeyDictionary[Any, MemoryOptimizer] = weakref.WeakKeyDictionary()
+_IN_FORCE = "_lowtide_optimizer"
+"""The pipeline's attribute that names the optimizer in force on it.
+
+A registry here would keep both, and what they hold on the device, for ever: each refers to the
+other, and as a plain cycle they can be collected.
+"""
 
 
 class MemoryOptimizer:
@@ -100,13 +104,13 @@ class MemoryOptimizer:
             return pipe
         if self.pipeline is not None:
             self.undo()
-        other = _active.get(pipe)
+        other = vars(pipe).get(_IN_FORCE)
         if other is not None:
             other.undo()
         self._asked.validate(device_bytes=self._total)
         self._apply(pipe)
         self._unguard = guard(pipe, self._plain)
-        _active[pipe] = self
+        vars(pipe)[_IN_FORCE] = self
         logger.info("%s", self.report.text() if self.report else "")
         self._clean("after_load")
         return pipe
@@ -116,7 +120,7 @@ class MemoryOptimizer:
         pipe = self.pipeline
         if pipe is None:
             return
-        _active.pop(pipe, None)
+        vars(pipe).pop(_IN_FORCE, None)
         unguard, self._unguard = self._unguard, None
         try:
             undo_all([unguard] if unguard else [])
