@@ -14,7 +14,7 @@ LATENTS, REPORT = "90", "91"
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
 
 
-def stock(checkpoint: str, size: int = 256, steps: int = 2, seed: int = 1) -> Graph:
+def stock(checkpoint: str, size: int = 128, steps: int = 2, seed: int = 1) -> Graph:
     """Checkpoint, two prompts, sampler, decode, save, without any node of the pack."""
     return {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
@@ -73,7 +73,7 @@ def with_inputs(graph: Graph, changes: dict[str, dict[str, Any]]) -> Graph:
 
 
 def native(
-    checkpoint: str, level: str, *, size: int = 192, steps: int = 2, **selector: Any
+    checkpoint: str, level: str, *, size: int = 128, steps: int = 2, **selector: Any
 ) -> Graph:
     """The native example, small, plus the raw latents and Optimize Pipeline's report."""
     graph = with_inputs(
