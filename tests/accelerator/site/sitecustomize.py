@@ -34,8 +34,13 @@ class AfterTorch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
         if name != "torch":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("torch")
+        # Back in its place afterwards: programs ask for torch's spec without importing it.
+        place = sys.meta_path.index(self)
+        del sys.meta_path[place]
+        try:
+            spec = importlib.util.find_spec("torch")
+        finally:
+            sys.meta_path.insert(place, self)
         if spec is None:
             return None
         self.inner = spec.loader
@@ -46,6 +51,7 @@ class AfterTorch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self.inner.create_module(spec)
 
     def exec_module(self, module):
+        sys.meta_path.remove(self)
         module.__spec__.loader = module.__loader__ = self.inner
         self.inner.exec_module(module)
         load_package().activate("cuda")
