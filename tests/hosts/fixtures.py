@@ -19,7 +19,7 @@ LORA = "random-lora.safetensors"
 PIPELINE = "tiny-sd15"
 
 INSTALLATIONS = survey()[0]
-_NONE = [pytest.param(None, marks=pytest.mark.skip(reason="no ComfyUI found"))]
+_NONE = [pytest.param(None, marks=pytest.mark.skip(reason="No ComfyUI found"))]
 
 
 def _boots() -> list[object]:

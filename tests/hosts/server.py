@@ -153,17 +153,18 @@ class Server:
         return environment
 
     def _wait_for_answer(self, deadline: float) -> None:
-        while True:
-            try:
-                self.get("/system_stats")
-                return
-            except OSError:
-                self._check_alive()
-                if time.monotonic() > deadline:
-                    raise HostError(
-                        f"no answer from ComfyUI in time\n{self.log()[-4000:]}"
-                    ) from None
-                time.sleep(0.2)
+        while not self._answers():
+            self._check_alive()
+            if time.monotonic() > deadline:
+                raise HostError(f"no answer from ComfyUI in time\n{self.log()[-4000:]}")
+            time.sleep(0.2)
+
+    def _answers(self) -> bool:
+        try:
+            self.get("/system_stats")
+        except OSError:
+            return False
+        return True
 
     def _check_alive(self) -> None:
         code = None if self._process is None else self._process.poll()

@@ -157,8 +157,9 @@ def interrupted(server: Server, graph: Graph, node_id: str) -> Run:
     return run
 
 
-@pytest.mark.parametrize("level", ["aggressive"])
-def test_interrupted_while_sampling(server: Server, level: str):
+@pytest.mark.devices("npu", "cuda")
+def test_interrupted_while_sampling(server: Server):
+    level = "aggressive"
     before = server.queue(graphs.native(CHECKPOINT, level, size=64))
     assert before.succeeded, before.error
     server.free()
@@ -177,6 +178,7 @@ def weights(server: Server) -> int:
     return int(sum(it.stat().st_size for it in folder.rglob("*.safetensors")) * 1.02)
 
 
+@pytest.mark.devices("npu", "cuda")
 @pytest.mark.parametrize("level", ["none", "ultra"])
 def test_interrupted_while_generating(server: Server, level: str):
     short = graphs.diffusers(PIPELINE, level, size=64)

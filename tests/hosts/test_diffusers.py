@@ -42,6 +42,7 @@ def test_the_image_holds(outcomes: Outcomes, level: str):
     assert largest <= most and mean <= most_mean, (largest, mean)
 
 
+@pytest.mark.devices("npu", "cuda")
 def test_placement_changes_no_bit(session_server: Server):
     # One tile holds the whole picture, so that only where the weights are differs.
     images = []
@@ -53,20 +54,19 @@ def test_placement_changes_no_bit(session_server: Server):
     assert np.array_equal(images[0], images[2])
 
 
-def test_peaks_fall_level_by_level(outcomes: Outcomes, session_server: Server):
-    if session_server.device == "cpu":
-        pytest.skip("the CPU's memory is not counted")
+@pytest.mark.devices("npu", "cuda")
+def test_peaks_fall_level_by_level(outcomes: Outcomes):
     peaks = {level: outcome.peak for level, outcome in outcomes.items()}
     assert peaks["balanced"] < peaks["none"], falling(peaks)
     assert peaks["ultra"] <= peaks["aggressive"] <= peaks["balanced"], falling(peaks)
 
 
-def test_the_cleanup_node_leaves_nothing(outcomes: Outcomes, session_server: Server):
-    if session_server.device == "cpu":
-        pytest.skip("the CPU's memory is not counted")
+@pytest.mark.devices("npu", "cuda")
+def test_the_cleanup_node_leaves_nothing(outcomes: Outcomes):
     assert {level: it.left for level, it in outcomes.items()} == dict.fromkeys(LEVELS, (0, 0))
 
 
+@pytest.mark.devices("npu", "cuda")
 def test_a_pipeline_runs_again_after_the_cleanup_with_the_same_image(
     server: Server, outcomes: Outcomes
 ):

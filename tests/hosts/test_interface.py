@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lowtide.tests.hosts.server import Server
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.devices("cpu")]
 
 LEVELS = ["auto", "none", "balanced", "aggressive", "ultra"]
 # Node -> its inputs in order (a type, or a list of choices; "?" in front: optional), its outputs.

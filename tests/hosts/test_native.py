@@ -57,9 +57,8 @@ def test_tiles_change_the_image_within_the_tolerance(outcomes: Outcomes, level: 
     assert largest <= LARGEST and mean <= MEAN, (largest, mean)
 
 
-def test_peaks_fall_level_by_level(outcomes: Outcomes, session_server: Server):
-    if session_server.device == "cpu":
-        pytest.skip("the CPU's memory is not counted")
+@pytest.mark.devices("npu", "cuda")
+def test_peaks_fall_level_by_level(outcomes: Outcomes):
     peaks = {name: outcome.peak for name, (outcome, _) in outcomes.items()}
     assert peaks["none"] <= peaks["stock"], falling(peaks)
     assert peaks["balanced"] < peaks["none"], falling(peaks)
@@ -75,12 +74,11 @@ def test_the_cleanup_node_leaves_nothing(outcomes: Outcomes, session_server: Ser
             assert outcome.left == (0, 0), name
 
 
+@pytest.mark.devices("npu", "cuda")
 @pytest.mark.parametrize("budget_mib", [150, 220])
 def test_a_budget_is_kept_without_changing_a_bit(
     server: Server, outcomes: Outcomes, budget_mib: int
 ):
-    if server.device == "cpu":
-        pytest.skip("the CPU's memory is not counted")
     graph = graphs.native(CHECKPOINT, "none", budget_gb=budget_mib / 1024)
     outcome = measure(server, graph)
     assert outcome.run.succeeded, outcome.run.error

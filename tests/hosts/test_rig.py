@@ -11,6 +11,7 @@ from lowtide.tests.hosts.server import Refused, Server
 pytestmark = pytest.mark.host
 
 
+@pytest.mark.devices("npu", "cuda")
 def test_stock_graph_is_counted_repeated_to_the_bit_and_freed(server: Server):
     graph = graphs.stock(CHECKPOINT)
     first = server.queue(graph)
@@ -24,18 +25,16 @@ def test_stock_graph_is_counted_repeated_to_the_bit_and_freed(server: Server):
 
     after = server.free()
     assert after["models"] == []
-    if server.device != "cpu":
-        weights = sum(it["resident"] for it in held["models"])
-        assert weights <= held["allocated"] <= held["peak_allocated"] <= held["peak_reserved"]
-        assert held["traffic"]["h2d"] >= weights
-        assert (after["allocated"], after["reserved"]) == (0, 0)
-        server.reset_counters()
+    weights = sum(it["resident"] for it in held["models"])
+    assert weights <= held["allocated"] <= held["peak_allocated"] <= held["peak_reserved"]
+    assert held["traffic"]["h2d"] >= weights
+    assert (after["allocated"], after["reserved"]) == (0, 0)
+    server.reset_counters()
 
     again = server.queue(graph)
     assert again.cached == set()
     assert np.array_equal(server.images(again), image)
-    if server.device != "cpu":
-        assert server.counters()["peak_allocated"] == held["peak_allocated"]
+    assert server.counters()["peak_allocated"] == held["peak_allocated"]
 
 
 def test_a_graph_comfyui_refuses_is_told_apart_from_one_that_fails(server: Server):

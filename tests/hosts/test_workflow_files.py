@@ -9,7 +9,7 @@ import pytest
 from lowtide.tests.hosts.graphs import EXAMPLES, example
 from lowtide.tests.hosts.server import Server
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.devices("cpu")]
 
 STEMS = ("lowtide_native", "lowtide_diffusers")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
