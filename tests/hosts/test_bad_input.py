@@ -77,7 +77,7 @@ def test_a_budget_larger_than_the_device(server: Server):
 
 def test_a_budget_below_the_largest_layer(server: Server):
     graph = graphs.native(CHECKPOINT, "ultra", budget_gb=0.01)
-    failing(server, graph, "BudgetError", "text encoder", "at least")
+    failing(server, graph, "BudgetError", "largest layer", "at least")
 
 
 def pickled(folder: Path) -> None:
