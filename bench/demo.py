@@ -25,7 +25,8 @@ from .chart import WITHOUT_MATPLOTLIB, write_chart
 from .graph import Graph, run_graph
 from .images import output_nodes
 from .levels import DEFAULT_LEVELS
-from .measure import WARM_UP_SIZE, Row, compare, take
+from .measure import Row, compare, take
+from .native import native_rows
 from .places import Place
 from .table import level_table, remarks
 
@@ -70,15 +71,23 @@ def run_demo(place: Place, out: Path) -> int:
     )
     timing = "Time ratios are against none, after a warm-up of each level."
     print("\n\n".join([title, level_table(rows, {}), *remarks(rows), timing, *place.notes]))
-    chart = out / "levels.png"
-    drawn = write_chart(rows, f"{PIPELINE}, {SIZE} px, on {place.name}", chart)
-    figures = {"device": str(place.device), "rows": [row.to_dict() for row in rows]}
-    (out / "levels.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    images = ", ".join(f"{row.name}.png" for row in rows if row.error is None)
-    print(f"\nIn {out}: {images}, levels.json{', levels.png' if drawn else ''}")
+    drawn = write_chart(rows, f"{PIPELINE}, {SIZE} px, on {place.name}", out / "levels.png")
     if not drawn:
         print(WITHOUT_MATPLOTLIB)
-    return 1 if any(row.error for row in rows) else 0
+    native = native_rows(place, out)
+    if native.reason:
+        print(f"\nThe native graph was not run: {native.reason}.")
+    else:
+        print(f"\nThe native graph in ComfyUI {native.version}, first run of each level:\n")
+        print("\n\n".join([level_table(native.rows, {}), *remarks(native.rows)]))
+    figures = {
+        "device": str(place.device),
+        "rows": [row.to_dict() for row in rows],
+        "native": [row.to_dict() for row in native.rows],
+    }
+    (out / "levels.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(f"\nIn {out}: levels.json, <level>.png{', levels.png' if drawn else ''}")
+    return 1 if any(row.error for row in (*rows, *native.rows)) else 0
 
 
 def diffusers_rows(place: Place, out: Path, *, size: int = SIZE, steps: int = STEPS) -> list[Row]:
@@ -134,7 +143,7 @@ def _run_level(
     try:
         with listening(progress):
             with MemoryMonitor(place.device, release_on_exit=False) as first:
-                run_graph(patched(graph, row.name, WARM_UP_SIZE, 1), classes)
+                run_graph(patched(graph, row.name, size, 1), classes)
             row.setup_peak = first.peak_allocated
             before = place.counters()
             progress.counting = True

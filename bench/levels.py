@@ -38,7 +38,8 @@ class LevelBench:
             f"on {self.place.name}"
         )
         table = level_table(self.rows, targets_for(self.model, self.size))
-        timing = "Time ratios are against the level none, after a warm-up run of each level."
+        warm = self.model.warm_up(self.size)
+        timing = f"Time ratios are against none, after a warm-up of each level (1 step, {warm} px)."
         notes = [*remarks(self.rows), timing, *self.place.notes]
         return "\n\n".join([head, table, *notes])
 
@@ -104,9 +105,14 @@ def _measure_level(
         row.applied = optimizer.report.text().splitlines()
         return optimizer
 
+    warm = False
+
     def generate(optimizer: MemoryOptimizer, size: int, steps: int) -> torch.Tensor:
+        nonlocal warm
+        counting, warm = warm, True
+
         def told(_pipe: Any, _step: int, _time: Any, held: dict[str, Any]) -> dict[str, Any]:
-            if size == bench.size:
+            if counting:
                 step(1)
             return held
 
@@ -115,7 +121,7 @@ def _measure_level(
     return measure(
         row,
         bench.place,
-        Job(bench.size, bench.steps, generate),
+        Job(bench.size, bench.steps, bench.model.warm_up(bench.size), generate),
         prepare,
         subject=lambda optimizer: optimizer,
         release=lambda optimizer: _release(optimizer, bench.place),

@@ -16,9 +16,6 @@ from ..memory import backend
 from ..memory.monitor import MemoryMonitor
 from .places import Place
 
-WARM_UP_SIZE = 64
-"""Pixels of the warm-up: every kernel and hook runs once, next to nothing is computed."""
-
 
 @dataclass
 class Row:
@@ -59,10 +56,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """The run every row repeats; ``run(size, steps)`` gives float32 images on the CPU."""
+    """The run every row repeats; ``run(held, size, steps)`` gives float32 images on the CPU.
+
+    ``warm_up`` is the size in pixels of the one step that goes before it.
+    """
 
     size: int
     steps: int
+    warm_up: int
     run: Callable[[Any, int, int], torch.Tensor]
 
 
@@ -86,7 +87,7 @@ def measure(
     try:
         with MemoryMonitor(place.device, release_on_exit=False) as setting_up:
             held = prepare()
-            job.run(held, WARM_UP_SIZE, 1)
+            job.run(held, job.warm_up, 1)
         row.setup_peak = setting_up.peak_allocated
         before = place.counters()
         with MemoryMonitor(subject(held), False, device=place.device) as monitor:

@@ -25,6 +25,11 @@ class Model:
     dtype: str
     published: dict[str, float] | None = None
 
+    def warm_up(self, size: int) -> int:
+        """Pixels of the warm-up. Offload hooks learn sizes from it, so it is a full one, but for
+        models whose single step is minutes of a CPU."""
+        return 64 if self.real else size
+
     @property
     def real(self) -> bool:
         """Whether it has a real checkpoint's size."""

@@ -1,6 +1,6 @@
 """One row of the peers' table, in a process of its own: packages patch torch for good.
 
-Set up, a small run, a full run, then the measured full run: what streams learn on the first run is
+Set up, a full run, then the measured full run: what streams learn on the first run is
 known by then, for everybody.
 """
 
@@ -20,7 +20,7 @@ from ..memory.cleanup import release
 from ..memory.levels import OptimizationLevel
 from ..memory.monitor import MemoryMonitor
 from . import places
-from .measure import WARM_UP_SIZE, Row, host_peak, take
+from .measure import Row, host_peak, take
 from .peer_setups import PEERS
 
 LEVEL = "Lowtide "
@@ -47,7 +47,6 @@ def measure_row(options: argparse.Namespace) -> tuple[Row, torch.Tensor | None]:
         with MemoryMonitor(place.device, release_on_exit=False) as first:
             held = _set_up(options.name, build(options.pipeline, options.dtype), place.device)
             pipe = getattr(held, "pipeline", held) if _is_level(options.name) else held
-            run(pipe, size=WARM_UP_SIZE, steps=1)
             run(pipe, size=options.size, steps=options.steps)
         row.setup_peak = first.peak_allocated
         before = place.counters()

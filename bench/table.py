@@ -72,6 +72,7 @@ def level_table(rows: Sequence[Row], targets: dict[str, float]) -> str:
     """The levels' table. ``targets``: published peaks in GB by level, shown where there are any."""
     unit = Unit(rows)
     on_cpu = all(row.peak_allocated is None for row in rows) and any(row.peak_host for row in rows)
+    stages = [stage for stage in _STAGES if any(row.stages for row in rows)]
     headers = [
         "level",
         f"peak process RAM, {unit.name}" if on_cpu else f"peak allocated, {unit.name}",
@@ -81,7 +82,7 @@ def level_table(rows: Sequence[Row], targets: dict[str, float]) -> str:
         "time ratio",
         "left allocated / reserved",
         "difference",
-        *(stage.replace("_", " ") for stage in _STAGES),
+        *(stage.replace("_", " ") for stage in stages),
     ]
     if targets:
         headers.append("to beat, GB (GPU, 30 steps)")
@@ -96,7 +97,7 @@ def level_table(rows: Sequence[Row], targets: dict[str, float]) -> str:
             ratio(row.ratio),
             unit.pair(row.left_allocated, row.left_reserved),
             difference(row.difference),
-            *(unit.of(row.stages.get(stage)) for stage in _STAGES),
+            *(unit.of(row.stages.get(stage)) for stage in stages),
         ]
         if targets:
             line.append(f"{targets[row.name]:.1f}" if row.name in targets else UNKNOWN)

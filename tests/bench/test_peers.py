@@ -72,8 +72,8 @@ def test_a_process_that_dies_is_the_rows_result(
 def test_a_stale_result_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "row.json").write_text(json.dumps(Row("earlier", peak_allocated=1).to_dict()))
     torch.save(torch.zeros(1), tmp_path / "image.pt")
-    silent = lambda *_: child.command("bench")[:1] + ["-c", ""]  # noqa: E731
-    monkeypatch.setattr(child, "command", silent)
+    python = child.command("bench")[0]
+    monkeypatch.setattr(child, "command", lambda *_: [python, "-c", ""])
     row, image = peers._measure("later", [], tmp_path)
     assert (row.name, row.peak_allocated, image) == ("later", None, None)
     assert row.error == "its process ended with status 0: said nothing"
