@@ -60,10 +60,9 @@ def test_every_system_runs_in_a_process_of_its_own(tiny_peers: Any) -> None:
 def test_a_process_that_dies_is_the_rows_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(module: str, *arguments: str) -> list[str]:
-        return [*child.command(module)[:1], "-c", "import sys; sys.exit('no such device')"]
-
-    monkeypatch.setattr(child, "command", broken)
+    python = child.command("bench")[0]
+    dies = [python, "-c", "import sys; sys.exit('no such device')"]
+    monkeypatch.setattr(child, "command", lambda *_: dies)
     row, image = peers._measure("some system", [], tmp_path)
     assert image is None
     assert row.error == "its process ended with status 1: no such device"
