@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import logging
 import time
-import traceback
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ import torch
 from . import backend
 from .errors import ConfigError
 from .evict import evict
+from .frames import forget_locals
 from .levels import MemoryOptimizationConfig
 from .receipt import CACHE, OTHERS, Reading, Receipt
 from .targets import is_device, is_optimizer, parts_of
@@ -72,7 +72,7 @@ def release(
     errors: list[str] = []
     by_owner: dict[str, int] = {}
     if error is not None:
-        _clear_frames(error)
+        forget_locals(error)
     for name, owner in parts:
         freed = _evict_measured(name, owner, only, where, errors)
         if freed:
@@ -159,18 +159,6 @@ def _evict_measured(
         logger.error("could not take %s off the device: %s", name, failure)
     after = backend.allocated(where)
     return held if before is None or after is None else before - after
-
-
-def _clear_frames(error: BaseException) -> None:
-    """Drop the locals of the frames an exception, and those it came from, keep alive."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        current = pending.pop()
-        if current is not None and id(current) not in seen:
-            seen.add(id(current))
-            traceback.clear_frames(current.__traceback__)
-            pending += [current.__cause__, current.__context__]
 
 
 def _collect(device: torch.device, collect: bool | None, host: bool) -> float:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .cleanup import Receipt, cleanup_due, release
 from .levels import MemoryOptimizationConfig
-from .optimizer import MemoryOptimizer
 from .targets import parts_of
 from .tensors import device_bytes
+
+if TYPE_CHECKING:
+    from .optimizer import MemoryOptimizer
 
 _live: weakref.WeakSet[LoadedPipeline] = weakref.WeakSet()
 
@@ -42,6 +44,8 @@ class LoadedPipeline:
 
     def apply(self, config: MemoryOptimizationConfig, device: Any = None) -> MemoryOptimizer:
         """Apply ``config``, undoing what was applied before; nothing if it is in force already."""
+        from .optimizer import MemoryOptimizer
+
         key = (config.to_dict(), str(device))
         if self.optimizer is not None:
             if self._key == key:

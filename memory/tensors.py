@@ -21,6 +21,11 @@ def on_accelerator(tensor: torch.Tensor, device: torch.device | None) -> bool:
     return device is None or (where.type == device.type and (where.index or 0) == device.index)
 
 
+def any_on_accelerator(value: Any) -> bool:
+    """Whether a value, or a container of values, has a tensor on an accelerator."""
+    return any(on_accelerator(tensor, None) for tensor in _inside(value, _DEPTH))
+
+
 def plain_tensors(owner: Any) -> Iterator[torch.Tensor]:
     """Tensors in ``owner``'s attributes, in lists, tuples and dicts too; no parameter, no buffer.
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from lowtide.tests.accelerator import activate, build, current
 from lowtide.tests.accelerator.control import parse_bytes
 

@@ -4,7 +4,6 @@ import gc
 
 import pytest
 import torch
-
 from lowtide.memory.adapters.synthetic import build, run
 
 TINY = ("tiny-sd15", "tiny-sdxl", "tiny-flux")

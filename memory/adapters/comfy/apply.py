@@ -141,6 +141,8 @@ def _residency(config: MemoryOptimizationConfig, patcher: Any, part: str) -> Res
     if is_dynamic(patcher):
         return Residency(cleanup=config.cleanup)
     share = RESIDENT_SHARE.get(config.level)
+    if share is not None and part != "model":
+        share = 0.0  # it runs once a prompt: what stays resident would save no transfer
     size = int(patcher.model_size())
     cap = None if share is None else int(size * share)
     budget = config.budget_bytes

@@ -107,7 +107,7 @@ def _follow() -> None:
     """Register a handler with the prompt ComfyUI has just begun."""
     from comfy_execution.progress import ProgressHandler, add_progress_handler
 
-    class Handler(ProgressHandler):  # type: ignore[misc]
+    class Handler(ProgressHandler):
         """Notes which nodes ran; visits those that were cached."""
 
         def __init__(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ... import backend
+from .limits import limit_for
 
 if TYPE_CHECKING:
     _Patcher = Any
@@ -74,24 +75,23 @@ class Budgeted(_Patcher):
         used = model.model_loaded_weight_memory
         if used == 0 and not model.model_lowvram:
             restore_cast_flags(model)
+        limit = limit_for(self, cap)
         current = model.current_weight_patches_uuid
         same = current == self.patches_uuid and not force_patch_weights
-        if current is not None and not same:
-            # The core unpatches and then adds what was resident to ``extra_memory``.
-            allowed = max(_FLOOR, min(extra_memory + used, cap)) - used
-            setattr(model, _TARGET, used + allowed)
-            return super().partially_load(
-                device_to, allowed, force_patch_weights=force_patch_weights
-            )
-        room = cap - used
-        allowed = min(extra_memory, room)
+        # Other weights than ours: the core unpatches, then adds what was resident to the memory.
+        stale = current is not None and not same
+        allowed = min(extra_memory + used, limit)
         settled = same and used > 0 and model.model_lowvram
-        if room < 0 or (settled and used + allowed < getattr(model, _TARGET, 0)):
-            self._repatch_and_shrink(-room)
+        if not stale and (used > cap or (settled and allowed < getattr(model, _TARGET, 0))):
+            self._repatch_and_shrink(used - cap)
             return 0
-        allowed = max(_FLOOR, allowed)
-        setattr(model, _TARGET, used + allowed)
-        return super().partially_load(device_to, allowed, force_patch_weights=force_patch_weights)
+        allowed = max(_FLOOR if stale else used + _FLOOR, allowed)
+        setattr(model, _TARGET, allowed)
+        super().partially_load(device_to, allowed - used, force_patch_weights=force_patch_weights)
+        surplus = model.model_loaded_weight_memory - cap
+        if surplus > 0 and model.model_lowvram:
+            self.partially_unload(self.offload_device, surplus)
+        return model.model_loaded_weight_memory - used
 
     def _repatch_and_shrink(self, surplus: int) -> None:
         """Take this clone's object patches, then ``surplus`` bytes off the device.

@@ -24,8 +24,9 @@ else:
 FRAMES = 64
 """Frames of video in one tile, and shared by neighbours: the core's own defaults."""
 FRAMES_SHARED = 8
-_LATENTS = 8
-"""Smallest tile edge, in latents: below it the seams would be most of the picture."""
+_LATENTS = 16
+"""Smallest tile edge chosen by itself, in latents. The core also cuts tiles half as wide; narrower
+ones than eight latents show their seams."""
 
 _classes: dict[type, type] = {}
 
@@ -138,7 +139,10 @@ class TilingVae(_Vae):
         scale = factor if work == "decode" else 1
         height, width = (int(length) * scale for length in shape[-2:])
         least = _LATENTS * factor
-        edge = max(config.tile_for(height, width), least) // factor * factor
+        edge = config.tile_for(height, width)
+        if config.vae_tile_size is None:
+            edge = max(edge, least)
+        edge = edge // factor * factor
         budget = self.lowtide_plan.budget
         if budget is not None and config.vae_tile_size is None:
             room = budget - int(self.patcher.model_size())

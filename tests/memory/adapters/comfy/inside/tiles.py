@@ -140,15 +140,13 @@ def case_estimates_are_of_one_tile_while_tiles_are_made() -> None:
 
 def case_a_budget_makes_tiles_smaller() -> None:
     size = VAE.patcher.model_size()
-    one = int(VAE.memory_used_decode((1, 4, 8, 8), torch.float32))
-    vae, asked = spied(VaePlan(balanced(), False, size + one))
-    with torch.inference_mode():
-        assert vae.decode(LATENT).shape == DECODED.shape
-    assert asked[0][1]["tile_x"] == 8
-    vae, asked = spied(VaePlan(balanced(), False, 1))
-    with torch.inference_mode():
-        vae.decode(LATENT)
-    assert asked[0][1]["tile_x"] == 8, "no smaller than eight latents, whatever the budget"
+    large = torch.randn(1, 4, 64, 64)
+    for latents, budget, expected in ((32, 1 << 40, 32), (16, 0, 16), (8, -size, 16)):
+        one = int(VAE.memory_used_decode((1, 4, latents, latents), torch.float32))
+        vae, asked = spied(VaePlan(balanced(), False, size + one + budget))
+        with torch.inference_mode():
+            assert vae.decode(large).shape == (1, 512, 512, 3)
+        assert asked[0][1]["tile_x"] == expected, (latents, asked)
 
 
 def case_the_original_stays_as_it_is() -> None:

@@ -1,0 +1,82 @@
+"""What to ask of the core so that the weights it keeps on the device stay under a cap.
+
+Newer cores keep part of the limit they are given for the layers they stream, as much as those
+could need at most. Asked for the cap itself they would leave much of it unused, and for more they
+might overshoot. So the core's choice is foreseen here: largest layers first, each resident if it
+fits beside those before it and what is kept for streaming.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, order=True)
+class Layer:
+    """One leaf module. Ordered as the core loads: by its cost when streamed, then its size."""
+
+    streamed: int
+    size: int
+    streams: bool
+
+
+def layers_of(patcher: Any) -> list[Layer]:
+    """The leaf modules the core moves one by one, in its order."""
+    compute = patcher.get_model_object("manual_cast_dtype") if _casts(patcher) else None
+    found = []
+    for name, module in patcher.model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        streams = hasattr(module, "comfy_cast_weights")
+        if any(key not in own for key, _ in module.named_parameters()) or not (own or streams):
+            continue
+        size = sum(tensor.nbytes for tensor in module.state_dict().values())
+        extra = 0
+        for key, weight in own.items() if streams else ():
+            dtype = compute or weight.dtype
+            if f"{name}.{key}" in patcher.patches:
+                extra += 2 * weight.numel() * dtype.itemsize
+            elif weight.dtype != dtype:
+                extra += weight.numel() * dtype.itemsize
+        found.append(Layer(size + extra, size, streams))
+    return sorted(found, reverse=True)
+
+
+def residents(layers: list[Layer], limit: float, streams: int) -> int:
+    """Bytes the core would keep on the device under ``limit``, with that many copy streams."""
+    resident = reserve = 0
+    for index, layer in enumerate(layers):
+        ahead = sum(nearby.size for nearby in layers[index + 1 : index + 1 + streams])
+        needed = max(reserve, layer.streamed + ahead)
+        if resident + layer.size + needed < limit:
+            resident += layer.size
+        else:
+            reserve = needed
+    return resident
+
+
+def limit_for(patcher: Any, cap: int) -> int:
+    """The largest limit under which the core keeps at most ``cap`` bytes resident."""
+    import comfy.model_management as mm
+
+    if not hasattr(patcher.model, "model_offload_buffer_memory"):
+        return cap
+    layers = layers_of(patcher)
+    total = sum(layer.size for layer in layers)
+    if cap >= total or cap <= 0:
+        return cap
+    streams = int(getattr(mm, "NUM_STREAMS", 0) or 0)
+    low, high = cap, cap + total + sum(layer.streamed for layer in layers[: streams + 1])
+    while low < high:
+        middle = (low + high + 1) // 2
+        if residents(layers, middle, streams) <= cap:
+            low = middle
+        else:
+            high = middle - 1
+    # At the model's size or above the core would load everything, whatever it reserved.
+    return min(low, int(patcher.model_size()))
+
+
+def _casts(patcher: Any) -> bool:
+    held = "manual_cast_dtype" in patcher.object_patches
+    return held or hasattr(patcher.model, "manual_cast_dtype")
