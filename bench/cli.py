@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..memory.adapters.quiet import silence_libraries
 from ..memory.errors import ConfigError, LowtideError
 from ..memory.levels import OptimizationLevel
 from . import places
@@ -118,6 +119,7 @@ def _bench(options: argparse.Namespace) -> int:
     dtype = options.dtype or model.dtype
     if size % 16 or size < 64:
         raise ConfigError(f"--size {size} does not suit the models; give a multiple of 16 from 64")
+    silence_libraries()
     result: Any
     if options.peers:
         from .peers import bench_peers
@@ -143,6 +145,7 @@ def _bench(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from .demo import run_demo
 
+    silence_libraries()
     return run_demo(places.choose(None, options.simulate, options.capacity), options.out)
 
 
