@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .automatic import resolve_level
 from .errors import BudgetError, ConfigError, TargetError
-from .levels import MemoryOptimizationConfig, OptimizationLevel, resolve_level
+from .levels import MemoryOptimizationConfig, OptimizationLevel
 from .units import format_bytes, gb_to_bytes
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ HOSTS = {
     "server",
     "transformers",
 }
-TORCH_FREE = ("memory/levels.py", "memory/units.py", "memory/errors.py")
+TORCH_FREE = ("memory/automatic.py", "memory/levels.py", "memory/units.py", "memory/errors.py")
 TORCH_FREE_IF_THERE = ("memory/history.py", "memory/plan.py")
 LINES = 300
 
