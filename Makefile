@@ -42,7 +42,7 @@ test: setup lint
 	$(PY) -m pytest -m "not host and not slow"
 	$(PY) -m pytest -m "slow and not host"
 	LOWTIDE_SIM=cuda $(PY) -m pytest tests/accelerator tests/memory/strategies -m "not host"
-	$(PY) -m pytest -m host tests/hosts
+	$(PY) -m pytest -m host
 
 test-fast: setup
 	$(PY) -m pytest -m "not host and not slow"
