@@ -92,6 +92,12 @@ def remove_offload(pipe: Any) -> None:
         remove_group_offload(module)
 
 
+def component_hooks(pipe: Any) -> list[Any]:
+    """accelerate's hooks, in their order, that take turns under component offload; made anew by
+    diffusers at the end of every call."""
+    return list(vars(pipe).get("_all_hooks") or ())
+
+
 def restore_offload(pipe: Any, existing: Existing) -> None:
     """Enable again what :func:`existing_offload` had found."""
     if existing.kind == "component":

@@ -14,6 +14,7 @@ from ..stages import DECODING, DENOISING, TEXT_ENCODING, stage_of
 from ..strategies import (
     attention,
     budget,
+    cleanup_moments,
     component_offload,
     cpu_mode,
     forward_chunking,
@@ -106,6 +107,8 @@ def apply_all(
         )
     yield from _vae(config, _vaes(parts))
     yield from _offload(config, pipe, parts, device)
+    if config.cleanup != "off" and device.type != "cpu":
+        yield from cleanup_moments.apply(cleanup_moments.CleanupMoments(config, device), pipe)
 
 
 def _replace_existing(pipe: Any) -> Iterator[Outcome]:
