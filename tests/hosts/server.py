@@ -249,9 +249,9 @@ class Server:
     def interrupt(self) -> None:
         self.post("/interrupt", {})
 
-    def free(self, timeout: float = 30.0) -> Figures:
-        """Unloads all models, drops the executor's cache, and returns the figures after it."""
-        self.post("/free", {"unload_models": True, "free_memory": True})
+    def free(self, timeout: float = 30.0, *, results: bool = True) -> Figures:
+        """Unloads all models, drops cached ``results``, and returns the figures after it."""
+        self.post("/free", {"unload_models": True, "free_memory": results})
         deadline = time.monotonic() + timeout
         while not (figures := self.counters())["idle"]:
             self._check_alive()

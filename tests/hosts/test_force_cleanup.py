@@ -93,7 +93,7 @@ def test_the_monitor_reads_again_when_cached(server: Server):
     graph["9"] = {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}}
     first = server.queue(graph)
     assert first.succeeded, first.error
-    server.post("/free", {"unload_models": True})
+    server.free(results=False)
     second = server.queue(graph)
     assert second.cached == set(graph)
     # The models that the first run showed are gone from the second's list.
