@@ -61,6 +61,7 @@ def _bench_arguments(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--dtype", choices=DTYPES, help="type of the weights")
     _where_arguments(bench)
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    bench.add_argument("--chart", type=Path, metavar="PNG", help="draw the levels' peaks to PNG")
     bench.add_argument(
         "--peers",
         action="store_true",
@@ -119,6 +120,8 @@ def _bench(options: argparse.Namespace) -> int:
     dtype = options.dtype or model.dtype
     if size % 16 or size < 64:
         raise ConfigError(f"--size {size} does not suit the models; give a multiple of 16 from 64")
+    if options.peers and options.chart is not None:
+        raise ConfigError("--chart draws the levels; leave it out with --peers")
     silence_libraries()
     result: Any
     if options.peers:
@@ -137,9 +140,19 @@ def _bench(options: argparse.Namespace) -> int:
             model, place, size=size, steps=steps, dtype=dtype, levels=options.levels
         )
     print(result.text())
+    if options.chart is not None:
+        _draw(result, options.chart)
     if options.json is not None:
         options.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return 1 if all(row.error for row in result.rows) else 0
+
+
+def _draw(result: Any, path: Path) -> None:
+    from .chart import WITHOUT_MATPLOTLIB, write_chart
+
+    title = f"{result.model.key}, {result.size} px, {result.dtype}, on {result.place.name}"
+    if not write_chart(result.rows, title, path):
+        print(WITHOUT_MATPLOTLIB)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 
 def silence_libraries() -> None:
     """From now on diffusers and transformers print errors only. For whole processes of our own."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 

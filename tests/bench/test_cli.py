@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from lowtide.bench import cli, models, places
+from lowtide.bench.levels import LevelBench
+from lowtide.bench.measure import Row
 from lowtide.memory.device import HostSnapshot
 from lowtide.memory.errors import ConfigError, DeviceError
 from lowtide.memory.levels import OptimizationLevel
@@ -56,6 +59,10 @@ def test_bad_options_are_refused_by_the_parser(
         (["bench", "--model", "sd99"], "no model is called 'sd99'; choose tiny,"),
         (["bench", "--size", "100"], "--size 100 does not suit"),
         (["bench", "--peers"], "add --model sdxl-small"),
+        (
+            ["bench", "--peers", "--model", "sdxl-small", "--chart", "x.png"],
+            "leave it out with --peers",
+        ),
         (["bench", "--device", "cpu", "--simulate", "npu"], "not both"),
         (["bench", "--device", "xpu:3"], "no 'xpu' device here"),
         (["bench", "--device", "quantum"], "names no device"),
@@ -127,3 +134,11 @@ def test_the_figures_to_beat_stand_beside_the_published_run_only() -> None:
     assert models.targets_for(sdxl, 1024)["ultra"] == 4.1
     assert models.targets_for(sdxl, 512) == {}
     assert models.targets_for(models.model_of("tiny"), 256) == {}
+
+
+def test_the_chart_is_a_picture_of_the_rows(tmp_path: Path, accelerator: Any) -> None:
+    place = places.choose(simulate=accelerator.flavour)
+    rows = [Row("none", peak_allocated=3 * GIB, peak_reserved=4 * GIB, difference=0.0)]
+    bench = LevelBench(models.model_of("tiny"), place, 256, 1, "float16", rows)
+    cli._draw(bench, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes()[:4] == b"\x89PNG"
