@@ -77,8 +77,10 @@ class MemoryOptimizationConfig:
         storage_dtype: ``float8_e4m3fn``.
         compute_dtype: ``bfloat16``, ``float16``, ``float32``; ``None`` = the model's own.
         enable_vae_tiling: decode and encode the image in tiles.
+        vae_tile_mode: ``exact`` gives the untiled image at the memory of a tile, ``blended`` mixes
+            overlapping tiles; ``auto`` is exact where every layer of the VAE is known.
         vae_tile_size: tile edge in pixels of the image; ``None`` = :meth:`tile_for`.
-        vae_tile_overlap: part of a tile's edge shared with its neighbour, 0 to 0.5.
+        vae_tile_overlap: part of a blended tile's edge shared with its neighbour, 0 to 0.5.
         enable_vae_slicing: decode a batch in parts.
         vae_decode_chunk_size: latents decoded at once; ``None`` = the VAE's own slicing (one).
         attention: ``auto`` takes the fused kernel where there is one and slices where there is
@@ -107,6 +109,7 @@ class MemoryOptimizationConfig:
     storage_dtype: str = "float8_e4m3fn"
     compute_dtype: str | None = None
     enable_vae_tiling: bool = False
+    vae_tile_mode: str = "auto"
     vae_tile_size: int | None = None
     vae_tile_overlap: float = 0.25
     enable_vae_slicing: bool = False

@@ -100,6 +100,7 @@ _CHECKS: dict[str, _Check] = {
     "storage_dtype": _one_of("float8_e4m3fn"),
     "compute_dtype": _one_of(None, "bfloat16", "float16", "float32"),
     "enable_vae_tiling": _flag,
+    "vae_tile_mode": _one_of("auto", "exact", "blended"),
     "vae_tile_size": _tile,
     "vae_tile_overlap": _overlap,
     "enable_vae_slicing": _flag,
@@ -190,12 +191,21 @@ def _fp8(config: MemoryOptimizationConfig) -> None:
 
 def _vae(config: MemoryOptimizationConfig) -> None:
     if not config.enable_vae_tiling:
-        for name, default in (("vae_tile_size", None), ("vae_tile_overlap", 0.25)):
+        for name, default in (
+            ("vae_tile_mode", "auto"),
+            ("vae_tile_size", None),
+            ("vae_tile_overlap", 0.25),
+        ):
             if getattr(config, name) != default:
                 raise ConfigError(
                     f"`{name}` = {getattr(config, name)!r} while `enable_vae_tiling` is False; "
                     f"set enable_vae_tiling=True or {name}={default!r}"
                 )
+    if config.vae_tile_mode == "exact" and config.vae_tile_overlap != 0.25:
+        raise ConfigError(
+            f"`vae_tile_overlap` = {config.vae_tile_overlap} is of blended tiles, but "
+            "`vae_tile_mode` is 'exact'; set vae_tile_mode='blended' or vae_tile_overlap=0.25"
+        )
     if config.vae_decode_chunk_size is not None and not config.enable_vae_slicing:
         raise ConfigError(
             f"`vae_decode_chunk_size` = {config.vae_decode_chunk_size} while `enable_vae_slicing` "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..device import snapshot
-from ..errors import TargetError
+from ..errors import ConfigError, TargetError
 from ..levels import MemoryOptimizationConfig
 from ..stages import DECODING, DENOISING, TEXT_ENCODING, stage_of
 from ..strategies import (
@@ -17,6 +17,7 @@ from ..strategies import (
     cleanup_moments,
     component_offload,
     cpu_mode,
+    exact_tiling,
     forward_chunking,
     fp8_layerwise,
     group_offload,
@@ -143,16 +144,27 @@ def _fp8(config: MemoryOptimizationConfig, parts: dict[str, torch.nn.Module]) ->
 
 def _vae(config: MemoryOptimizationConfig, vaes: dict[str, torch.nn.Module]) -> Iterator[Outcome]:
     if config.enable_vae_tiling:
-        tiling = vae_tiling.VaeTiling(config.tile_for, config.vae_tile_overlap)
-        yield from _each(
-            vae_tiling.NAME, vaes, "VAE", lambda part, name: vae_tiling.apply(tiling, part, name)
-        )
+        yield from _each(vae_tiling.NAME, vaes, "VAE", lambda part, name: _tile(config, part, name))
     if config.enable_vae_slicing:
         chunk = config.vae_decode_chunk_size
         slicing = vae_slicing.VaeSlicing(chunk or 1, frames=chunk is not None)
         yield from _each(
             vae_slicing.NAME, vaes, "VAE", lambda part, name: vae_slicing.apply(slicing, part, name)
         )
+
+
+def _tile(config: MemoryOptimizationConfig, vae: torch.nn.Module, name: str) -> Outcome:
+    if config.vae_tile_mode != "blended":
+        outcome = exact_tiling.apply(exact_tiling.ExactTiling(config.tile_for), vae, name)
+        if isinstance(outcome, Applied):
+            return outcome
+        if config.vae_tile_mode == "exact":
+            raise ConfigError(
+                f"`vae_tile_mode` = 'exact', but {type(vae).__name__} cannot be tiled exactly: "
+                f"{outcome.reason}; set vae_tile_mode='auto' to blend tiles there"
+            )
+    tiling = vae_tiling.VaeTiling(config.tile_for, config.vae_tile_overlap)
+    return vae_tiling.apply(tiling, vae, name)
 
 
 def _offload(

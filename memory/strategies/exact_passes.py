@@ -1,0 +1,170 @@
+"""Runs a program of ``exact_program`` over strips of rows, exact to rounding.
+
+Between two layers the map of the whole image waits in ``Workshop.stage``, host memory as a rule.
+A pass reads a strip with the rows its convolution needs beyond it, normalises it by the statistics
+of the whole map, convolves it, and writes it to the next map, of which it gathers the statistics.
+
+A layer's weights are taken from inside a call of its module, and one call serves all strips: so
+offload and casting hooks move and cast them once a layer, not once a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .exact_attention import attend
+from .exact_map import Map, Workshop, affine_of, normalised
+from .exact_program import Block, Layer, Step
+from .exact_weights import inside, weights_of
+
+
+def run(program: tuple[Step, ...], sample: Tensor, shop: Workshop) -> Tensor:
+    """The program's result for ``sample`` (N, C, H, W), on its device and in its type."""
+    current = Map(sample)
+    for index, step in enumerate(program):
+        last = index == len(program) - 1
+        where = Workshop(shop.device, sample.device if last else shop.stage, shop.room)
+        if isinstance(step, Layer):
+            current = _layer(step, current, where)
+        elif isinstance(step, Block):
+            hidden = _layer(step.first, current, where)
+            current = _layer(step.second, hidden, where, beside=current, block=step)
+        else:
+            current = attend(step, current, where)
+    return current.data
+
+
+def layers_of(program: tuple[Step, ...]) -> Iterator[Layer]:
+    """The convolutions of a program whose maps have an area, in order."""
+    for step in program:
+        if isinstance(step, Layer):
+            yield step
+        elif isinstance(step, Block):
+            yield from (step.first, step.second)
+
+
+def room_for(program: tuple[Step, ...], area: int, itemsize: int) -> int:
+    """Bytes the hungriest layer needs for a tile of ``area`` pixels of the program's input."""
+    scale, largest = 1.0, 0
+    for layer in layers_of(program):
+        before, after = _costs(layer, itemsize)
+        inner = scale * (2 if layer.doubled else 1)
+        scale = inner / layer.conv.stride[0]
+        largest = max(largest, int(area * (inner**2 * before + scale**2 * after)))
+    return largest
+
+
+def _costs(layer: Layer, itemsize: int) -> tuple[int, int]:
+    """Bytes on the device per input pixel and per output pixel of a strip."""
+    wide = 0 if itemsize == 4 else 4
+    before = layer.conv.in_channels * (2 * itemsize + (wide if layer.norm is not None else 0))
+    after = layer.conv.out_channels * 3 * itemsize
+    return before, after
+
+
+def _layer(
+    layer: Layer,
+    source: Map,
+    shop: Workshop,
+    beside: Map | None = None,
+    block: Block | None = None,
+) -> Map:
+    conv = layer.conv
+    high, wide = (length * (2 if layer.doubled else 1) for length in source.data.shape[-2:])
+    left, right, top, bottom = layer.padding
+    rows = (high + top + bottom - conv.kernel_size[0]) // conv.stride[0] + 1
+    columns = (wide + left + right - conv.kernel_size[1]) // conv.stride[1] + 1
+    shortcut = None
+    if block is not None and block.shortcut is not None:
+        shortcut = weights_of(block.shortcut, source.data, shop.device)
+    affine = None if layer.norm is None else affine_of(layer.norm, source, shop)
+    shape = (source.data.shape[0], conv.out_channels, rows, columns)
+    reuse = beside is not None and beside.ours and shortcut is None
+    if reuse and beside is not None:
+        result = Map(beside.data, ours=True)
+    else:
+        result = Map(source.data.new_empty(shape, device=shop.stage), ours=True)
+
+    def strips(weight: Tensor, bias: Tensor | None) -> Map:
+        for first, last in _strips(layer, rows, wide, columns, shape[0], source.data, shop):
+            strip = _read(layer, source, (first, last), high, affine, shop)
+            done = _convolve(layer, strip, weight, bias)
+            del strip
+            if beside is not None and block is not None:
+                done = _add(done, beside, (first, last), shortcut, block.scale, shop)
+            result.note(done)
+            result.data[:, :, first:last].copy_(done)
+            del done
+        return result
+
+    return inside(conv, source.data, shop.device, strips)
+
+
+def _strips(
+    layer: Layer,
+    rows: int,
+    wide: int,
+    columns: int,
+    images: int,
+    data: Tensor,
+    shop: Workshop,
+) -> Iterator[tuple[int, int]]:
+    before, after = _costs(layer, data.element_size())
+    stride = layer.conv.stride[0]
+    row = images * (stride * wide * before + columns * after)
+    halo = images * wide * before * (layer.conv.kernel_size[0] - 1)
+    size = max(1, min(rows, (shop.room - halo) // row))
+    for first in range(0, rows, size):
+        yield first, min(first + size, rows)
+
+
+def _read(
+    layer: Layer,
+    source: Map,
+    span: tuple[int, int],
+    high: int,
+    affine: tuple[Tensor, Tensor] | None,
+    shop: Workshop,
+) -> Tensor:
+    """The input rows of output rows ``span``, normalised and padded at the map's border."""
+    conv = layer.conv
+    left, right, top, _ = layer.padding
+    begin = span[0] * conv.stride[0] - top
+    end = (span[1] - 1) * conv.stride[0] - top + conv.kernel_size[0]
+    first, last = max(begin, 0), min(end, high)
+    if layer.doubled:
+        half = source.data[:, :, first // 2 : (last + 1) // 2].to(shop.device)
+        strip = F.interpolate(half, scale_factor=2.0, mode="nearest")
+        strip = strip[:, :, first - first // 2 * 2 :][:, :, : last - first]
+    else:
+        strip = source.data[:, :, first:last].to(shop.device)
+    if affine is not None:
+        strip = normalised(strip, affine)
+    # Columns are padded by the convolution itself where both sides are alike.
+    sides = (0, 0) if left == right else (left, right)
+    border = (*sides, first - begin, end - last)
+    return F.pad(strip, border) if any(border) else strip
+
+
+def _convolve(layer: Layer, strip: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    left, right = layer.padding[:2]
+    padding = (0, left if left == right else 0)
+    return F.conv2d(strip, weight, bias, layer.conv.stride, padding, 1, layer.conv.groups)
+
+
+def _add(
+    done: Tensor,
+    beside: Map,
+    span: tuple[int, int],
+    shortcut: tuple[Tensor, Tensor | None] | None,
+    scale: float,
+    shop: Workshop,
+) -> Tensor:
+    other = beside.data[:, :, span[0] : span[1]].to(shop.device)
+    if shortcut is not None:
+        other = F.conv2d(other, *shortcut)
+    done += other
+    return done if scale == 1.0 else done.div_(scale)
