@@ -46,7 +46,10 @@ def structure(pipe: Any) -> dict[str, Any]:
             found[f"{part}.{name}"] = {
                 "attributes": sorted(vars(sub)),
                 "plain": _plain(vars(sub)),
-                "parameters": {n: (id(p), p.requires_grad) for n, p in sub._parameters.items()},
+                "parameters": {
+                    n: (id(p), p is not None and p.requires_grad)
+                    for n, p in sub._parameters.items()
+                },
                 "buffers": {n: id(b) for n, b in sub._buffers.items()},
                 "signature": str(inspect.signature(sub.forward)),
                 "torch hooks": (len(sub._forward_hooks), len(sub._forward_pre_hooks)),
