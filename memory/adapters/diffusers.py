@@ -166,11 +166,18 @@ def apply_group_offload(
 
 
 def remove_group_offload(module: torch.nn.Module) -> None:
-    """Remove diffusers' group hooks; the weights stay where the last forward left them."""
+    """Remove diffusers' group hooks; the weights stay where the last forward left them.
+
+    Groups and hooks refer to each other: their host copies, page-locked and as large as the
+    weights, would wait for a full collection, so they are dropped here.
+    """
     for part in module.modules():
+        hook = hook_of(part, GROUP_HOOKS[0])
         registry: Any = vars(part).get("_diffusers_hook")
         for name in GROUP_HOOKS if registry is not None else ():
             registry.remove_hook(name, recurse=False)
+        if hook is not None:
+            hook.group.cpu_param_dict.clear()
 
 
 def offload_leaves(module: torch.nn.Module, device: torch.device) -> None:

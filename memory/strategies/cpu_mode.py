@@ -67,6 +67,8 @@ def _cast(tensor: torch.Tensor, source: torch.dtype | None, to: torch.dtype | No
 
 def _answer(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Move a distribution over latents, which is no tensor, along with the rest."""
+    if isinstance(output, torch.Tensor):
+        return output
     items = output if isinstance(output, tuple) else getattr(output, "values", tuple)()
     for item in items:
         moments = getattr(item, "parameters", None)

@@ -15,3 +15,12 @@ def test_module_on_the_device_equals_the_cpu_and_leaves_nothing(accelerator):
     del model
     accelerator.empty_cache()
     assert (accelerator.allocated, accelerator.reserved) == (0, 0)
+
+
+def test_a_kernel_only_the_device_fuses_runs_as_the_cpus_composition(accelerator):
+    norm = torch.nn.RMSNorm(16)
+    hidden = torch.randn(2, 3, 16)
+    with torch.no_grad():
+        expected = norm(hidden)
+        found = norm.to(accelerator.device)(hidden.to(accelerator.device))
+        assert torch.equal(found.cpu(), expected)
