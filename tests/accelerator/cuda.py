@@ -60,7 +60,10 @@ def install() -> ModuleType:
 
 
 def shared_operators() -> list[str]:
-    """Operators with both a CPU and a CUDA kernel: the boxed fallback replaces the latter."""
+    """Operators with a CUDA kernel and a way on the CPU: the boxed fallback replaces the former.
+
+    A way on the CPU is a kernel, or a composition of other operators (``_fused_rms_norm``).
+    """
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return [
         name.removeprefix("aten::")
@@ -68,7 +71,7 @@ def shared_operators() -> list[str]:
         if name.startswith("aten::")
         and name not in EXPLICIT
         and has(name, "CUDA")
-        and has(name, "CPU")
+        and (has(name, "CPU") or has(name, "CompositeImplicitAutograd"))
     ]
 
 
