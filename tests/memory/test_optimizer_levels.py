@@ -13,6 +13,8 @@ from lowtide.memory.optimizer import MemoryOptimizer
 from lowtide.tests.accelerator import activate
 from lowtide.tests.memory.tiny import TINY, held, now, small_run
 
+pytestmark = pytest.mark.slow
+
 LEVELS = ("none", "balanced", "aggressive", "ultra")
 TILED = 0.05
 """Mean difference of images of 128 pixels decoded in tiles of 64; another seed gives 0.07 up."""

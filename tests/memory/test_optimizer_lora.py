@@ -15,6 +15,8 @@ from lowtide.memory.optimizer import MemoryOptimizer
 from lowtide.tests.accelerator import activate
 from lowtide.tests.memory.tiny import Untouched, held, now, small_run, used
 
+pytestmark = pytest.mark.slow
+
 LEVELS = ("balanced", "aggressive", "ultra")
 
 
