@@ -51,10 +51,20 @@ def load(folder: str, dtype: str) -> PipelineHandle:
 
 
 def optimize(config: MemoryOptimizationConfig, pipeline: Any) -> tuple[PipelineHandle, str]:
-    """A handle on the same pipeline under ``config``, and the report of what was applied."""
+    """A handle on the same pipeline under ``config``, and the report of what was applied.
+
+    Raises:
+        TargetError: an input that is no configuration or no pipeline.
+    """
     from .handles import PipelineHandle
+    from .levels import MemoryOptimizationConfig
 
     handle = _handle(pipeline)
+    if not isinstance(config, MemoryOptimizationConfig):
+        raise TargetError(
+            f"`config` is a {type(config).__name__}; plug in the config output of Lowtide Memory "
+            f"Level Selector"
+        )
     optimised = PipelineHandle(handle.loaded, config, handle.device)
     optimizer = optimised.activate()
     assert optimizer.report is not None

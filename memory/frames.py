@@ -34,6 +34,9 @@ def forget_locals(error: BaseException) -> None:
             running.update(id(cell) for cell in own)
         else:
             cells.update({id(cell) for cell in own})
+            # A call of locals(), as in diffusers' step callbacks, left a copy in the frame (until
+            # Python 3.13) that clearing does not reach: asking again brings it up to date.
+            _ = frame.f_locals
     # A cell in two finished frames was made by one for the other. Others may outlive the run.
     for key, count in cells.items():
         if count > 1 and key not in running:

@@ -120,10 +120,8 @@ class MemoryOptimizer:
         pipe = self.pipeline
         if pipe is None:
             return
-        vars(pipe).pop(_IN_FORCE, None)
-        unguard, self._unguard = self._unguard, None
         try:
-            undo_all([unguard] if unguard else [])
+            self._leave(pipe)
             self._take_back()
         finally:
             self.pipeline = self._in_force = self._applied_from = None
@@ -183,6 +181,12 @@ class MemoryOptimizer:
                     evict(part, self.device)
         release(device=self.device)
 
+    def _leave(self, pipe: Any) -> None:
+        """Take our name and our wrappers off the pipeline."""
+        vars(pipe).pop(_IN_FORCE, None)
+        unguard, self._unguard = self._unguard, None
+        undo_all([unguard] if unguard else [])
+
     def _clean(self, moment: str) -> None:
         if self.device.type != "cpu" and cleanup_due(self.config, moment, self.device):
             release(device=self.device)
@@ -200,6 +204,12 @@ class MemoryOptimizer:
             yield
         finally:
             self._suspended = False
-            self._apply(pipe)
+            try:
+                self._apply(pipe)
+            except BaseException:
+                # The pipeline is plain now: it must not keep wrappers of an optimizer without one.
+                self._in_force = None
+                self._leave(pipe)
+                raise
         self._clean("after_lora")
         logger.debug("%s ran on the plain pipeline; the optimisation is in force again", method)

@@ -60,9 +60,9 @@ def install() -> ModuleType:
 
 
 def shared_operators() -> list[str]:
-    """Operators with a CUDA kernel that the CPU can run too: the boxed fallback replaces it.
+    """Operators with a CUDA kernel and a way on the CPU: the boxed fallback replaces the former.
 
-    Fused kernels of CUDA (RMS norm) are what the CPU runs as a composition: one operator here too.
+    A way on the CPU is a kernel, or a composition of other operators (``_fused_rms_norm``).
     """
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return [
