@@ -126,3 +126,22 @@ def test_a_device_generator_draws_the_hosts_numbers(accelerator):
     there = torch.randn(8, generator=generator, device=accelerator.device)
     assert isinstance(generator, torch.Generator)
     assert torch.equal(there.cpu(), here)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x, half: x @ half,
+        lambda x, half: torch.bmm(x[None], half[None]),
+        lambda x, half: torch.nn.functional.linear(x, half),
+        lambda x, half: torch.nn.functional.linear(x, x, half[0]),
+        lambda x, half: torch.nn.functional.conv2d(x[None, None], half[None, None]),
+        lambda x, half: torch.nn.functional.group_norm(x[None], 2, half[0], half[0]),
+        lambda x, half: torch.nn.functional.layer_norm(x, (4,), half[0], half[0]),
+    ],
+)
+def test_mixed_types_raise_as_on_a_gpu(accelerator, run):
+    x = torch.randn(4, 4, device=accelerator.device)
+    run(x, x)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        run(x, x.half())

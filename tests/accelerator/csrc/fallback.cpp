@@ -31,6 +31,14 @@ bool computes_in_float(const std::string& name) {
   return names.count(name) > 0;
 }
 
+// Operators whose GPU kernels take one floating type only, where the CPU's (or float32 scratch) would
+// let a mix pass.
+bool wants_one_type(const std::string& name) {
+  static const std::unordered_set<std::string> names{"aten::native_group_norm", "aten::native_layer_norm"};
+  return names.count(name) > 0 ||
+      (computes_in_float(name) && name != "aten::_scaled_dot_product_flash_attention_for_cpu");
+}
+
 std::mutex g_counts_mutex;
 std::unordered_map<c10::OperatorName, int64_t> g_counts;
 
@@ -82,7 +90,19 @@ class Call {
       }
     }
     check_.raise_if_mixed();
+    if (wants_one_type(schema_.name())) check_types();
     target_ = named ? *named : check_.index();
+  }
+
+  void check_types() const {
+    std::optional<at::ScalarType> first;
+    for (const IValue& value : originals_) {
+      if (!value.isTensor() || !value.toTensor().defined()) continue;
+      const auto type = value.toTensor().scalar_type();
+      if (!at::isFloatingType(type)) continue;
+      if (!first) first = type;
+      check_same_type(schema_.name().c_str(), *first, type);
+    }
   }
 
   void replace(size_t i, Aliases& aliases) {
@@ -178,6 +198,10 @@ std::map<std::string, int64_t> operator_counts() {
 void reset_operator_counts() {
   std::lock_guard<std::mutex> guard(g_counts_mutex);
   g_counts.clear();
+}
+
+void check_same_type(const char* op, at::ScalarType a, at::ScalarType b) {
+  TORCH_CHECK(a == b, "expected operands to have the same dtype, but got: ", a, " != ", b, " (in ", op, ")");
 }
 
 void DeviceCheck::see(const Tensor& tensor) {

@@ -103,6 +103,8 @@ Tensor convolution(
   check.see(weight);
   check.see(bias);
   check.raise_if_mixed();
+  check_same_type("aten::convolution", input.scalar_type(), weight.scalar_type());
+  if (bias && bias->defined()) check_same_type("aten::convolution", input.scalar_type(), bias->scalar_type());
   Aliases aliases(check.index());
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   OptionalTensor cpu_bias;

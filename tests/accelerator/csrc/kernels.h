@@ -40,6 +40,9 @@ class DeviceCheck {
   bool cpu_ = false;
 };
 
+// Raises, as a GPU's kernels do, where the two are different.
+void check_same_type(const char* op, at::ScalarType a, at::ScalarType b);
+
 at::Tensor empty(
     c10::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout> layout,
     std::optional<at::Device> device, std::optional<bool> pin_memory, std::optional<at::MemoryFormat> format);
