@@ -71,6 +71,7 @@ class MemoryOptimizer:
             self._asked = MemoryOptimizationConfig.from_level(config)
         self._asked.validate()
         self._in_force: MemoryOptimizationConfig | None = None
+        self._chosen: dict[str, Any] = {}
         self._applied_from: dict[str, Any] | None = None
         self._undos: list[Undo] = []
         self._unguard: Undo | None = None
@@ -100,6 +101,7 @@ class MemoryOptimizer:
             LowtideError: a technique failed; what had been applied before it is undone.
         """
         pipelines.require_pipeline(pipe)
+        self._take_over_changes()
         if self.pipeline is pipe and self._applied_from == self._asked.to_dict():
             return pipe
         if self.pipeline is not None:
@@ -114,6 +116,15 @@ class MemoryOptimizer:
         logger.info("%s", self.report.text() if self.report else "")
         self._clean("after_load")
         return pipe
+
+    def _take_over_changes(self) -> None:
+        """Settings changed by hand on the configuration a budget chose are asked for, too."""
+        chosen = self._in_force
+        if chosen is None or chosen is self._asked:
+            return
+        changed = {n: v for n, v in chosen.to_dict().items() if v != self._chosen[n]}
+        if changed:
+            self._asked = self._asked.replace(**changed)
 
     def undo(self) -> None:
         """Leave the pipeline as it was before; nothing if nothing is in force."""
@@ -159,7 +170,7 @@ class MemoryOptimizer:
                 f"{type(failure).__name__}: {failure}. Undone: "
                 f"{', '.join(dict.fromkeys(done)) or 'nothing had been applied'}"
             ) from failure
-        self._in_force = config
+        self._in_force, self._chosen = config, config.to_dict()
         self.report = OptimizationReport(config.level, str(self.device), entries, notes)
 
     def _take_back(self) -> None:

@@ -34,10 +34,11 @@ def check(pipeline: Any, request: Request) -> None:
     for name in ("width", "height"):
         size = getattr(request, name)
         if size < factor or size % factor:
-            lower, upper = max(factor, size // factor * factor), (size // factor + 1) * factor
+            lower = size // factor * factor
+            nearest = [edge for edge in (lower, lower + factor) if edge >= factor]
             raise ConfigError(
                 f"`{name}` = {size} pixels does not suit this pipeline, which works in steps of "
-                f"{factor}; give {lower} or {upper}"
+                f"{factor}; give {' or '.join(map(str, nearest[:2]))}"
             )
     for name in ("steps", "batch_size"):
         if getattr(request, name) < 1:

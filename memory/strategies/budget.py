@@ -8,8 +8,8 @@ pipeline's default image size, one image with guidance (two samples):
 * a VAE: 3.5 times the last upsampling's map of the whole image, or of one tile;
 * text encoders: 8 hidden states of 512 tokens.
 
-An estimate, within a factor of two on the pipelines it was tried on; the planner of a later
-release replaces it. The monitor says what was really used.
+An estimate: 0.9 to 2.3 times what the pipelines it was tried on used. The monitor says what was
+really used.
 """
 
 from __future__ import annotations

@@ -47,13 +47,16 @@ def layers_of(program: tuple[Step, ...]) -> Iterator[Layer]:
 
 
 def room_for(program: tuple[Step, ...], area: int, itemsize: int) -> int:
-    """Bytes the hungriest layer needs for a tile of ``area`` pixels of the program's input."""
+    """Bytes the hungriest layer of a tile of ``area`` input pixels takes when it runs whole.
+
+    Its input, that again normalised or doubled, and half more than its output.
+    """
     scale, largest = 1.0, 0
     for layer in layers_of(program):
-        before, after = _costs(layer, itemsize)
         inner = scale * (2 if layer.doubled else 1)
         scale = inner / layer.conv.stride[0]
-        largest = max(largest, int(area * (inner**2 * before + scale**2 * after)))
+        maps = 2 * layer.conv.in_channels * inner**2 + 1.5 * layer.conv.out_channels * scale**2
+        largest = max(largest, int(area * maps * itemsize))
     return largest
 
 
