@@ -10,7 +10,8 @@ For the image autoencoders whose layers ``exact_program`` knows; others are tile
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,29 @@ def apply(config: ExactTiling, vae: torch.nn.Module, name: str) -> Outcome:
         undos.append(wrap_method(getattr(vae, part), "forward", around))
     detail = "in strips, at the memory of one tile; the image stays what it is"
     return Applied(NAME, name, detail, lambda: undo_all(reversed(undos)))
+
+
+@contextmanager
+def strips(vae: Any, part: str, edge: int, factor: int) -> Iterator[None]:
+    """For the length of a block ``vae.decoder`` or ``vae.encoder`` (``part``) works in strips.
+
+    Args:
+        edge: of the tile whose memory is not to be exceeded, in pixels.
+        factor: pixels per unit of the part's input: of a latent, or 1.
+
+    Raises:
+        ValueError: it has no program; see ``known``.
+    """
+    module = getattr(vae, part)
+    program = program_of(module)
+    if program is None:
+        raise ValueError(f"{part} has layers of other kinds than those known")
+    around = in_strips(ExactTiling(lambda _height, _width: edge), program, factor)
+    undo = wrap_method(module, "forward", around)
+    try:
+        yield
+    finally:
+        undo()
 
 
 def in_strips(

@@ -106,14 +106,12 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
     else:
         size = plan.config.vae_tile_size
         edge = f"at most {plan.config.tile_limit}, by the image" if size is None else str(size)
-        entries.append(
-            Applied(
-                "vae tiling",
-                "vae",
-                f"tiles of {edge} pixels, {plan.config.vae_tile_overlap:.0%} shared",
-                _unplug,
-            )
-        )
+        if twin.lowtide_plan.exact:
+            name, detail = "exact vae tiling", f"in strips, at the memory of tiles of {edge} pixels"
+        else:
+            shared = f"{plan.config.vae_tile_overlap:.0%} shared"
+            name, detail = "vae tiling", f"blended tiles of {edge} pixels, {shared}"
+        entries.append(Applied(name, "vae", detail, _unplug))
     if plan.leave:
         detail = "off the device after decoding or encoding"
         entries.append(Applied("leave when idle", "vae", detail, _unplug))

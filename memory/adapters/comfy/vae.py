@@ -1,18 +1,20 @@
 """A VAE that works in tiles and leaves the device when it is done.
 
-A copy of a generated subclass: ``decode`` and ``encode`` go through the core's tiled methods with
-every argument given, and the estimates the core makes room by are those of one tile.
+A copy of a generated subclass. Where every layer is known ``decode`` and ``encode`` are the core's
+own, with the layers working in strips, exactly; elsewhere they go through the core's tiled methods
+with every argument given. The estimates the core makes room by are those of one tile.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...errors import TargetError
+from ...errors import ConfigError, TargetError
 from ...levels import MemoryOptimizationConfig
+from ...strategies.exact_tiling import known, strips
 from .budget import make_room
 from .models import leave_device
 
@@ -33,11 +35,15 @@ _classes: dict[type, type] = {}
 
 @dataclass(frozen=True)
 class VaePlan:
-    """What a copy does: ``config`` for tiles (``None`` = none), and whether it leaves."""
+    """What a copy does: ``config`` for tiles (``None`` = none), and whether it leaves.
+
+    ``exact`` is settled by ``tiling``: strips instead of blended tiles.
+    """
 
     config: MemoryOptimizationConfig | None
     leave: bool
     budget: int | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,10 @@ class TilingVae(_Vae):
         with _Working(self, tile, samples.shape, "decode"):
             if tile is None:
                 return super().decode(samples, *args, **kwargs)
+            if self.lowtide_plan.exact:
+                factor = int(self.spacial_compression_decode())
+                with strips(self.first_stage_model, "decoder", tile.edge * factor, factor):
+                    return super().decode(samples, *args, **kwargs)
             return super().decode_tiled(samples, **tile.arguments())
 
     def encode(self, pixel_samples: Any, *args: Any, **kwargs: Any) -> Any:
@@ -82,6 +92,9 @@ class TilingVae(_Vae):
         with _Working(self, tile, _channels_first(pixel_samples.shape), "encode"):
             if tile is None:
                 return super().encode(pixel_samples, *args, **kwargs)
+            if self.lowtide_plan.exact:
+                with strips(self.first_stage_model, "encoder", tile.edge, 1):
+                    return super().encode(pixel_samples, *args, **kwargs)
             return super().encode_tiled(pixel_samples, **tile.arguments())
 
     def decode_tiled(self, samples: Any, *args: Any, **kwargs: Any) -> Any:
@@ -196,6 +209,7 @@ def tiling(vae: Any, plan: VaePlan) -> Any:
         )
     if plan.config is not None and tiles(vae):
         plan.config.validate(vae_factor=int(vae.spacial_compression_decode()))
+        plan = replace(plan, exact=_exactly(plan.config, vae))
     twin = copy.copy(vae)
     twin.patcher = vae.patcher.clone()
     base = type(twin)
@@ -217,6 +231,22 @@ def tiling(vae: Any, plan: VaePlan) -> Any:
 def tiles(vae: Any) -> bool:
     """Whether the VAE has an area to tile: images and video, not sound."""
     return vae.latent_dim in (2, 3) and getattr(vae, "extra_1d_channel", None) is None
+
+
+def _exactly(config: MemoryOptimizationConfig, vae: Any) -> bool:
+    """Whether the VAE is to work in strips.
+
+    Raises:
+        ConfigError: the configuration insists, and the VAE has layers that are not known.
+    """
+    possible = bool(vae.latent_dim == 2 and known(vae.first_stage_model))
+    if config.vae_tile_mode == "exact" and not possible:
+        raise ConfigError(
+            f"`vae_tile_mode` = 'exact', but this {type(vae.first_stage_model).__name__} cannot be "
+            f"tiled exactly: it has layers of other kinds than those known; set "
+            f"vae_tile_mode='auto' to blend tiles there"
+        )
+    return possible and config.vae_tile_mode != "blended"
 
 
 def _plain(vae: Any, samples: Any) -> Any:

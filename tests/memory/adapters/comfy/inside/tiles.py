@@ -34,6 +34,7 @@ def balanced(**more: object) -> MemoryOptimizationConfig:
     return MemoryOptimizationConfig.from_level("balanced", **more)
 
 
+DEVICE = mm.get_torch_device()
 VAE = make()
 KIND = type(VAE)
 LATENT = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -65,7 +66,71 @@ def spied(plan: VaePlan) -> tuple[object, list[tuple[str, dict[str, object]]]]:
 
 
 def plan(**more: object) -> VaePlan:
+    return VaePlan(balanced(vae_tile_mode="blended", **more), leave=False)
+
+
+def exact(**more: object) -> VaePlan:
     return VaePlan(balanced(**more), leave=False)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def case_known_layers_work_in_strips_and_change_nothing() -> None:
+    vae, asked = spied(exact())
+    decoder, encoder = VAE.first_stage_model.decoder, VAE.first_stage_model.encoder
+    assert vae.lowtide_plan.exact
+    with torch.inference_mode():
+        decoded, encoded = vae.decode(LATENT), vae.encode(IMAGE)
+    assert asked == []
+    assert relative(decoded, DECODED) <= 1e-5, relative(decoded, DECODED)
+    assert relative(encoded, ENCODED) <= 1e-5, relative(encoded, ENCODED)
+    assert "forward" not in vars(decoder) and "forward" not in vars(encoder)
+
+
+def case_strips_take_the_memory_of_a_tile() -> None:
+    if DEVICE.type == "cpu":
+        return
+    module = getattr(torch, DEVICE.type)
+    peaks = {}
+    for name, one in (("whole", VAE), ("blended", tiling(VAE, plan())), ("exact", None)):
+        vae = tiling(VAE, exact()) if one is None else one
+        with torch.inference_mode():
+            vae.decode(LATENT)
+            module.reset_peak_memory_stats()
+            held = module.memory_allocated()
+            vae.decode(LATENT)
+        peaks[name] = module.max_memory_allocated() - held
+    assert peaks["exact"] <= 1.5 * peaks["blended"] < 0.75 * peaks["whole"], peaks
+
+
+def case_a_failed_decode_leaves_the_layers_as_they_were() -> None:
+    vae = tiling(VAE, exact())
+    conv = VAE.first_stage_model.decoder.conv_out
+    conv.register_forward_pre_hook(lambda *_: 1 / 0)
+    try:
+        with torch.inference_mode():
+            vae.decode(LATENT)
+    except ZeroDivisionError:
+        pass
+    else:
+        raise AssertionError("the failure was swallowed")
+    finally:
+        conv._forward_pre_hooks.clear()
+    assert "forward" not in vars(VAE.first_stage_model.decoder)
+
+
+def case_other_layers_are_blended_or_refused() -> None:
+    vae = copy.copy(VAE)
+    vae.first_stage_model = torch.nn.Linear(1, 1)
+    assert not tiling(vae, exact()).lowtide_plan.exact
+    try:
+        tiling(vae, exact(vae_tile_mode="exact"))
+    except ConfigError as error:
+        assert "vae_tile_mode='auto'" in str(error)
+    else:
+        raise AssertionError("it was accepted")
 
 
 def case_a_tiled_image_is_close_to_the_whole_one() -> None:
@@ -143,7 +208,7 @@ def case_a_budget_makes_tiles_smaller() -> None:
     large = torch.randn(1, 4, 64, 64)
     for latents, budget, expected in ((32, 1 << 40, 32), (16, 0, 16), (8, -size, 16)):
         one = int(VAE.memory_used_decode((1, 4, latents, latents), torch.float32))
-        vae, asked = spied(VaePlan(balanced(), False, size + one + budget))
+        vae, asked = spied(VaePlan(plan().config, False, size + one + budget))
         with torch.inference_mode():
             assert vae.decode(large).shape == (1, 512, 512, 3)
         assert asked[0][1]["tile_x"] == expected, (latents, asked)
