@@ -6,6 +6,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 OUT ?= out
+# WORKERS: tests at once. One thread each: the threads of several would wait for each other.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint bench-sdxl bench-flux bench-peers clean
@@ -39,13 +42,13 @@ lint: $(STAMP)
 	$(PY) -m mypy memory
 
 test: setup lint
-	$(PY) -m pytest -m "not host and not slow"
-	$(PY) -m pytest -m "slow and not host"
-	LOWTIDE_SIM=cuda $(PY) -m pytest tests/accelerator tests/memory/strategies -m "not host"
-	$(PY) -m pytest -m host
+	$(PYTEST) -m "not host and not slow"
+	$(PYTEST) -m "slow and not host"
+	LOWTIDE_SIM=cuda $(PYTEST) tests/accelerator tests/memory -m "not host and not slow"
+	$(PYTEST) -m host
 
 test-fast: setup
-	$(PY) -m pytest -m "not host and not slow"
+	$(PYTEST) -m "not host and not slow"
 
 bench-peers: setup
 	$(PY) -m lowtide bench --model sdxl-small --peers --simulate cuda
