@@ -203,6 +203,11 @@ def test_a_level_is_a_preset_and_no_field_to_flip():
         ({"compute_dtype": "bfloat16"}, ["compute_dtype", "fp8_storage"]),
         ({"vae_tile_size": 256}, ["vae_tile_size", "enable_vae_tiling"]),
         ({"vae_tile_overlap": 0.5}, ["vae_tile_overlap", "enable_vae_tiling"]),
+        ({"vae_tile_mode": "blended"}, ["vae_tile_mode", "enable_vae_tiling"]),
+        (
+            {"enable_vae_tiling": True, "vae_tile_mode": "exact", "vae_tile_overlap": 0.5},
+            ["vae_tile_overlap", "vae_tile_mode"],
+        ),
         ({"vae_decode_chunk_size": 1}, ["vae_decode_chunk_size", "enable_vae_slicing"]),
         (
             {"attention": "sdpa", "attention_slice_size": 1},

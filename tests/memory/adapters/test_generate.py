@@ -143,7 +143,7 @@ def test_the_progress_bar_is_quiet_for_the_run_and_then_as_it_was() -> None:
     ("asked", "message"),
     [
         ({"width": 60}, r"`width` = 60 pixels .* steps of 8; give 56 or 64"),
-        ({"height": 7}, r"`height` = 7 pixels .* give 8 or 8"),
+        ({"height": 7}, r"`height` = 7 pixels .* give 8$"),
         ({"height": 0}, r"`height` = 0"),
         ({"steps": 0}, r"`steps` = 0; give 1 or more"),
         ({"batch_size": -1}, r"`batch_size` = -1; give 1 or more"),
