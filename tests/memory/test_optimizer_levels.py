@@ -16,10 +16,10 @@ from lowtide.tests.memory.tiny import TINY, held, now, small_run
 pytestmark = pytest.mark.slow
 
 LEVELS = ("none", "balanced", "aggressive", "ultra")
-TILED = 0.05
-"""Mean difference of images of 128 pixels decoded in tiles of 64; another seed gives 0.07 up."""
-FP8 = 0.06
-"""The same with the denoiser's matrices in FP8 on top."""
+ROUNDING = 1e-4
+"""Largest difference, of values 0..1, where the VAE works in strips."""
+FP8 = 0.05
+"""Mean difference with matrices in FP8; another seed gives 0.07 up."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ def test_placement_alone_leaves_the_image_as_it_was(runs: dict[str, Any], level:
     assert torch.equal(runs[level].small, runs["none"].small)
 
 
-def test_tiles_change_the_image_little_and_the_same_at_both_levels(runs: dict[str, Any]) -> None:
-    assert torch.equal(runs["balanced"].image, runs["aggressive"].image)
-    assert 0 < difference(runs["balanced"].image, runs["none"].image) < TILED
+@pytest.mark.parametrize("level", ["balanced", "aggressive"])
+def test_strips_change_the_image_by_rounding_only(runs: dict[str, Any], level: str) -> None:
+    assert (runs[level].image - runs["none"].image).abs().max() <= ROUNDING
 
 
 def test_fp8_changes_the_image_little(runs: dict[str, Any]) -> None:
-    assert 0 < difference(runs["ultra"].small, runs["none"].small) < TILED
-    assert difference(runs["ultra"].image, runs["none"].image) < FP8
+    assert 0 < difference(runs["ultra"].small, runs["none"].small) < FP8
+    assert ROUNDING < difference(runs["ultra"].image, runs["none"].image) < FP8
 
 
 def test_the_tolerances_would_notice_another_image(runs: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from lowtide.memory.adapters.diffusers import (
     remove_group_offload,
 )
 from lowtide.memory.adapters.diffusers_prefetch import limit_prefetch
+from lowtide.memory.peaks import PeakWindow
 from lowtide.memory.units import MIB
 
 SIDE = 512
@@ -129,3 +130,21 @@ def test_the_undo_takes_the_measuring_hooks_away(accelerator: Any, x: torch.Tens
     assert links(net) > 0
     undo()
     remove_group_offload(net)
+
+
+def test_each_size_of_input_is_measured_for_itself(accelerator: Any) -> None:
+    small = torch.ones(1, SIDE).to(accelerator.device)
+    large = torch.ones(4096, SIDE).to(accelerator.device)
+    net = offloaded(accelerator, 0)
+    limit_prefetch(net, accelerator.device)
+    net(small)
+    assert links(net) == 0
+    held, window = accelerator.allocated, PeakWindow(accelerator.device)
+    net(large)
+    unprefetched = window.close().allocated
+    assert unprefetched is not None
+    assert peak(accelerator, net, large) <= unprefetched - held
+    # The first layer has less to hold than those after it: a valley that the small input lacks.
+    assert links(net) > 0
+    net(small)
+    assert links(net) == 0
