@@ -150,6 +150,7 @@ def _bench(options: argparse.Namespace) -> int:
 def _draw(result: Any, path: Path) -> None:
     from .chart import WITHOUT_MATPLOTLIB, write_chart
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     title = f"{result.model.key}, {result.size} px, {result.dtype}, on {result.place.name}"
     if not write_chart(result.rows, title, path):
         print(WITHOUT_MATPLOTLIB)

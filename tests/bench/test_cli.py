@@ -140,5 +140,5 @@ def test_the_chart_is_a_picture_of_the_rows(tmp_path: Path, accelerator: Any) ->
     place = places.choose(simulate=accelerator.flavour)
     rows = [Row("none", peak_allocated=3 * GIB, peak_reserved=4 * GIB, difference=0.0)]
     bench = LevelBench(models.model_of("tiny"), place, 256, 1, "float16", rows)
-    cli._draw(bench, tmp_path / "chart.png")
-    assert (tmp_path / "chart.png").read_bytes()[:4] == b"\x89PNG"
+    cli._draw(bench, tmp_path / "new" / "chart.png")
+    assert (tmp_path / "new" / "chart.png").read_bytes()[:4] == b"\x89PNG"
