@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..device import snapshot
 from ..errors import ConfigError, TargetError
-from ..levels import MemoryOptimizationConfig
+from ..levels import MemoryOptimizationConfig, OptimizationLevel
 from ..stages import DECODING, DENOISING, TEXT_ENCODING, stage_of
 from ..strategies import (
     attention,
@@ -88,7 +89,9 @@ def apply_all(
     yield from _replace_existing(pipe)
     parts = modules_of(pipe)
     denoisers = _of_stage(parts, DENOISING)
-    if config.fp8_storage:
+    if config.fp8_storage and device.type == "mps":
+        yield Skipped(fp8_layerwise.NAME, "pipeline", "Metal has no float8 type: weights stay")
+    elif config.fp8_storage:
         yield from _fp8(config, parts)
     if config.forward_chunk_size is not None:
         chunking = forward_chunking.ForwardChunking(config.forward_chunk_size)
@@ -98,7 +101,8 @@ def apply_all(
             "denoiser",
             lambda part, name: forward_chunking.apply(chunking, part, name),
         )
-    if config.attention != "auto" or config.offload != "none":
+    sliced_by_hand = config.attention_slice_size != "auto"
+    if config.attention != "auto" or config.offload != "none" or sliced_by_hand:
         kernel = attention.Attention(config.attention, device, config.attention_slice_size)
         yield from _each(
             attention.NAME,
@@ -154,9 +158,14 @@ def _vae(config: MemoryOptimizationConfig, vaes: dict[str, torch.nn.Module]) -> 
 
 
 def _tile(config: MemoryOptimizationConfig, vae: torch.nn.Module, name: str) -> Outcome:
-    if config.vae_tile_mode != "blended":
+    # Strips move the maps between layers; at ULTRA, where weights are streamed, that counts most.
+    fewest_bytes = config.vae_tile_mode == "auto" and config.level is OptimizationLevel.ULTRA
+    if config.vae_tile_mode != "blended" and not fewest_bytes:
         outcome = exact_tiling.apply(exact_tiling.ExactTiling(config.tile_for), vae, name)
         if isinstance(outcome, Applied):
+            if config.vae_tile_overlap != 0.25:
+                unused = "`vae_tile_overlap` is unused: set vae_tile_mode='blended' for it"
+                return replace(outcome, detail=f"{outcome.detail}; {unused}")
             return outcome
         if config.vae_tile_mode == "exact":
             raise ConfigError(

@@ -15,6 +15,8 @@ from ..errors import ConfigError
 from .base import Applied, Outcome, Skipped, Undo
 
 NAME = "attention"
+_STOCK = {"AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"}
+"""diffusers' exchangeable processors; others (IP-Adapter, added keys, a user's) mean more."""
 _MATH = 0
 """torch's number of the unfused kernel (``SDPBackend.MATH``)."""
 
@@ -60,6 +62,11 @@ def apply(config: Attention, component: torch.nn.Module, name: str) -> Outcome:
         if has_fused_kernel(config.device, _dtype(component, config.device)):
             return Skipped(NAME, name, "torch's fused kernel is in use: nothing to save")
         kind = "sliced"
+    if kind == "sliced" and not hasattr(component, "set_attention_slice"):
+        return Skipped(NAME, name, "its class has no sliced attention")
+    own = sorted({_kind(layer) for layer in layers} - _STOCK)
+    if own:
+        return Skipped(NAME, name, f"it has processors of its own ({', '.join(own)}): they stay")
     before = [(layer, _processor(layer)) for layer in layers]
     undo = _restore(before)
     try:
@@ -76,8 +83,6 @@ def apply(config: Attention, component: torch.nn.Module, name: str) -> Outcome:
 
 
 def _slice(config: Attention, component: Any, name: str, undo: Undo) -> Outcome:
-    if not hasattr(component, "set_attention_slice"):
-        return Skipped(NAME, name, "its class has no sliced attention")
     try:
         component.set_attention_slice(config.slice_size)
     except ValueError as error:

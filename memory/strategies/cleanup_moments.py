@@ -15,6 +15,7 @@ import torch
 
 from ..cleanup import YOUNG, cleanup_due, release
 from ..levels import MemoryOptimizationConfig
+from ..stages import DENOISING, stage_of
 from .base import Applied, Method, Outcome, Skipped, Undo, undo_all, wrap_method
 
 NAME = "cleanup"
@@ -48,12 +49,38 @@ def apply(config: CleanupMoments, pipe: Any) -> list[Outcome]:
 
 
 def _after_step(config: CleanupMoments, pipe: Any, undos: list[Undo]) -> Outcome:
-    scheduler = getattr(pipe, "scheduler", None)
-    if not hasattr(scheduler, "step"):
+    if not hasattr(getattr(pipe, "scheduler", None), "step"):
         return Skipped(NAME, "scheduler", "this pipeline has no scheduler: it takes no steps")
-    undo = wrap_method(scheduler, "step", _then(lambda: _clean(config, "after_step")))
+    clean = _then(lambda: _clean(config, "after_step"))
+    watched: list[tuple[Any, Undo]] = []
+
+    def watch(*_: Any) -> None:
+        scheduler = pipe.scheduler
+        if not watched or watched[0][0] is not scheduler:
+            forget()
+            watched.append((scheduler, wrap_method(scheduler, "step", clean)))
+
+    def forget() -> None:
+        while watched:
+            watched.pop()[1]()
+
+    watch()
+    # A scheduler may be exchanged at any time: a step's own forward comes before it.
+    hooks = [part.register_forward_pre_hook(watch) for part in _denoisers(pipe)]
+
+    def undo() -> None:
+        undo_all([*(hook.remove for hook in hooks), forget])
+
     undos.append(undo)
     return Applied(NAME, "scheduler", f"{_policy(config)} after each step", undo)
+
+
+def _denoisers(pipe: Any) -> list[torch.nn.Module]:
+    return [
+        part
+        for name, part in pipe.components.items()
+        if stage_of(name) == DENOISING and isinstance(part, torch.nn.Module)
+    ]
 
 
 def _after_unload(config: CleanupMoments, pipe: Any, undos: list[Undo]) -> list[Outcome]:

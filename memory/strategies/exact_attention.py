@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ _SCORES = 16
 
 
 def attend(step: Attention, source: Map, shop: Workshop) -> Map:
+    """The map after self-attention over all of it. Keys and values wait on the device if half the
+    room holds them, else with the maps.
+    """
     scale, shift = (t[..., 0] for t in affine_of(step.norm, source, shop))
     query, key, value, out = (
         weights_of(module, source.data, shop.device)
@@ -29,28 +32,38 @@ def attend(step: Attention, source: Map, shop: Workshop) -> Map:
     def tokens(strip: Tensor) -> Tensor:
         return normalised(strip, (scale, shift), activate=False).transpose(1, 2)
 
-    def pieces(bytes_each: int) -> Iterator[slice]:
-        size = max(1, shop.room // (images * bytes_each))
-        for first in range(0, count, size):
-            yield slice(first, min(first + size, count))
-
     def heads(mixed: Tensor) -> Tensor:
         return mixed.unflatten(2, (step.heads, -1)).transpose(1, 2)
 
+    room = shop.room // images
+    held = 2 * count * channels * itemsize
+    resident = held <= room // 2
     keys, values = (
-        torch.empty((images, count, w.shape[0]), dtype=flat.dtype, device=shop.device)
-        for w, _ in (key, value)
+        torch.empty(
+            (images, count, weight.shape[0]),
+            dtype=flat.dtype,
+            device=shop.device if resident else shop.stage,
+        )
+        for weight, _ in (key, value)
     )
-    for piece in pieces(channels * (4 * itemsize + 4)):
+    for piece in _pieces(count, room // (channels * (4 * itemsize + 4))):
         part = tokens(flat[:, :, piece].to(shop.device))
-        keys[:, piece] = F.linear(part, *_matrix(key))
-        values[:, piece] = F.linear(part, *_matrix(value))
+        keys[:, piece].copy_(F.linear(part, *_matrix(key)))
+        values[:, piece].copy_(F.linear(part, *_matrix(value)))
         del part
     result = Map(flat if source.ours else torch.empty_like(flat, device=shop.stage), ours=True)
-    for piece in pieces(step.heads * count * _SCORES + channels * (6 * itemsize + 4)):
+    beside = channels * (6 * itemsize + 4)
+    if resident:
+        asking = (room - held) // (step.heads * count * _SCORES + beside)
+    else:
+        asking = room // (4 * (beside + 8 * channels))
+    for piece in _pieces(count, asking):
         strip = flat[:, :, piece].to(shop.device)
         asked = heads(F.linear(tokens(strip), *_matrix(query)))
-        found = F.scaled_dot_product_attention(asked, heads(keys), heads(values))
+        if resident:
+            found = F.scaled_dot_product_attention(asked, heads(keys), heads(values))
+        else:
+            found = _streamed(asked, keys, values, heads, room // 2)
         del asked
         mixed = F.linear(found.transpose(1, 2).flatten(2), *_matrix(out))
         del found
@@ -63,6 +76,39 @@ def attend(step: Attention, source: Map, shop: Workshop) -> Map:
         del done
     result.data = result.data.unflatten(2, source.data.shape[2:])
     return result
+
+
+def _streamed(
+    asked: Tensor, keys: Tensor, values: Tensor, heads: Callable[[Tensor], Tensor], room: int
+) -> Tensor:
+    """Attention of some queries (N, heads, Q, D) over keys and values that come piece by piece.
+
+    The softmax is carried along: its highest score, its sum, and the weighted values so far
+    (Milakov and Gimelshein 2018, Online normalizer calculation for softmax).
+    """
+    images, count, depth, each = asked.shape
+    wanted = asked.float() * each**-0.5
+    highest = wanted.new_full((images, count, depth, 1), float("-inf"))
+    total = torch.zeros_like(highest)
+    mixed = torch.zeros_like(wanted)
+    per_key = count * (depth * 3 * 4 + each * 2 * (keys.element_size() + 4))
+    for piece in _pieces(keys.shape[1], room // per_key):
+        key, value = (heads(t[:, piece].to(asked.device)).float() for t in (keys, values))
+        scores = wanted @ key.transpose(-1, -2)
+        now = torch.maximum(highest, scores.amax(-1, keepdim=True))
+        scores.sub_(now).exp_()
+        faded = (highest - now).exp_()
+        total = total.mul_(faded).add_(scores.sum(-1, keepdim=True))
+        mixed = mixed.mul_(faded).add_(scores @ value)
+        highest = now
+        del key, value, scores
+    return mixed.div_(total).to(asked.dtype)
+
+
+def _pieces(count: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
 
 
 def _matrix(taken: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:

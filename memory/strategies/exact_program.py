@@ -1,7 +1,8 @@
 """What an autoencoder's encoder or decoder computes, as steps that can run strip by strip.
 
 Read from the modules: the image autoencoders of diffusers and ComfyUI (SD1.5, SDXL, SD3, FLUX) are
-made of the few kinds of layer below. A module with anything else in it has no program.
+made of the few kinds of layer below. A module with anything else in it has no program, nor has one
+that somebody changed: with hooks, a forward or an attention processor of its own, or adapters.
 """
 
 from __future__ import annotations
@@ -54,6 +55,13 @@ class Attention:
 Step: TypeAlias = Layer | Block | Attention
 
 
+_OWN = __name__.rpartition(".strategies.")[0]
+"""Prefix of our own modules, whose hooks measure and change nothing."""
+
+_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
+"""diffusers' processors that compute plain self-attention."""
+
+
 class _Unknown(Exception):
     """A layer of another kind."""
 
@@ -64,6 +72,8 @@ def program_of(root: _Module | None) -> tuple[Step, ...] | None:
         return None
     family = type(root).__module__.partition(".")[0]
     try:
+        for module in root.modules():
+            _expect(module is root or _untouched(module))
         if family == "diffusers":
             return tuple(_diffusers(root))
         if family == "comfy":
@@ -71,6 +81,25 @@ def program_of(root: _Module | None) -> tuple[Step, ...] | None:
     except (_Unknown, AttributeError):
         return None
     return None
+
+
+def _untouched(module: _Module) -> bool:
+    """Whether a call of the module does what its class says; offload hooks on layers may be there.
+
+    A container's hooks would never run here: offloading by blocks is a change.
+    """
+    own = vars(module)
+    hooked = "_hf_hook" in own or _has_hooks(own.get("_diffusers_hook"))
+    if "_conv_forward" in own or (hooked and any(True for _ in module.children())):
+        return False
+    if "forward" in own and not hooked and "_diffusers_hook" not in own:
+        return False
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return all(getattr(hook, "__module__", "").startswith(_OWN) for hook in hooks)
+
+
+def _has_hooks(registry: Any) -> bool:
+    return bool(getattr(registry, "hooks", None))
 
 
 def _diffusers(root: Any) -> Iterator[Step]:
@@ -105,6 +134,7 @@ def _diffusers(root: Any) -> Iterator[Step]:
 
 def _resnet(block: Any) -> Block:
     _expect(type(block).__name__ == "ResnetBlock2D" and isinstance(block.nonlinearity, _SILUS))
+    _expect(not (block.training and block.dropout.p))
     _expect(block.time_emb_proj is None and block.upsample is None and block.downsample is None)
     return Block(
         _layer(block.conv1, norm=block.norm1),
@@ -117,12 +147,13 @@ def _resnet(block: Any) -> Block:
 def _attention(part: Any) -> Attention:
     _expect(type(part).__name__ == "Attention" and part.residual_connection)
     _expect(part.spatial_norm is None and part.norm_q is None and part.norm_k is None)
+    processor = type(part.processor)
+    _expect(processor.__name__ in _PROCESSORS and processor.__module__.startswith("diffusers."))
+    four = (part.to_q, part.to_k, part.to_v, part.to_out[0])
+    _expect(all(_is_stock(layer, torch.nn.Linear) for layer in four))
     return Attention(
         _norm(part.group_norm),
-        part.to_q,
-        part.to_k,
-        part.to_v,
-        part.to_out[0],
+        *four,
         int(part.heads),
         float(part.rescale_output_factor),
     )
@@ -184,7 +215,7 @@ def _layer(
     doubled: bool = False,
     padding: tuple[int, int, int, int] | None = None,
 ) -> Layer:
-    _expect(isinstance(conv, torch.nn.Conv2d) and conv.padding_mode == "zeros")
+    _expect(_is_stock(conv, torch.nn.Conv2d) and conv.padding_mode == "zeros")
     _expect(conv.dilation == (1, 1) and not isinstance(conv.padding, str))
     if padding is None or any(conv.padding):
         high, wide = conv.padding
@@ -198,15 +229,20 @@ def _after(padding: int) -> tuple[int, int, int, int]:
 
 
 def _norm(norm: Any) -> Any:
-    _expect(isinstance(norm, torch.nn.GroupNorm) and norm.affine)
+    _expect(_is_stock(norm, torch.nn.GroupNorm) and norm.affine)
     return norm
 
 
 def _pointwise(conv: Any) -> Any:
     if conv is not None:
-        _expect(isinstance(conv, torch.nn.Conv2d) and conv.kernel_size == conv.stride == (1, 1))
+        _expect(_is_stock(conv, torch.nn.Conv2d) and conv.kernel_size == conv.stride == (1, 1))
         _expect(conv.groups == 1 and not any(conv.padding))
     return conv
+
+
+def _is_stock(module: Any, kind: type) -> bool:
+    """Whether a layer is torch's, or ComfyUI's own subclass of it that casts for the call."""
+    return isinstance(module, kind) and type(module).__module__.startswith(("torch.nn.", "comfy."))
 
 
 def _expect(known: bool) -> None:

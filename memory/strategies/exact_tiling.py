@@ -10,6 +10,7 @@ For the image autoencoders whose layers ``exact_program`` knows; others are tile
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ import torch
 from .base import Applied, Method, Outcome, Skipped, Undo, override, undo_all, wrap_method
 from .exact_map import Workshop
 from .exact_passes import room_for, run
-from .exact_program import Step, program_of
+from .exact_program import program_of
 from .vae_tiling import spatial_factor
+
+logger = logging.getLogger("lowtide")
 
 NAME = "exact vae tiling"
 HOST = torch.device("cpu")
@@ -48,16 +51,14 @@ def known(vae: Any) -> bool:
 def apply(config: ExactTiling, vae: torch.nn.Module, name: str) -> Outcome:
     """Let ``vae.decoder`` and ``vae.encoder`` work in strips on images larger than a tile."""
     factor = spatial_factor(vae)
-    programs = {part: program_of(getattr(vae, part, None)) for part in ("decoder", "encoder")}
-    if factor is None or any(program is None for program in programs.values()):
+    if factor is None or not known(vae):
         return Skipped(NAME, name, "it has layers of other kinds than those known")
     undos: list[Undo] = []
     if hasattr(vae, "use_tiling"):
         undos.append(override(vae, "use_tiling", False))
-    for part, program in programs.items():
-        assert program is not None
-        around = in_strips(config, program, factor if part == "decoder" else 1)
-        undos.append(wrap_method(getattr(vae, part), "forward", around))
+    for part, scale in (("decoder", factor), ("encoder", 1)):
+        module = getattr(vae, part)
+        undos.append(wrap_method(module, "forward", _in_strips(config, module, scale)))
     detail = "in strips, at the memory of one tile; the image stays what it is"
     return Applied(NAME, name, detail, lambda: undo_all(reversed(undos)))
 
@@ -69,25 +70,17 @@ def strips(vae: Any, part: str, edge: int, factor: int) -> Iterator[None]:
     Args:
         edge: of the tile whose memory is not to be exceeded, in pixels.
         factor: pixels per unit of the part's input: of a latent, or 1.
-
-    Raises:
-        ValueError: it has no program; see ``known``.
     """
     module = getattr(vae, part)
-    program = program_of(module)
-    if program is None:
-        raise ValueError(f"{part} has layers of other kinds than those known")
-    around = in_strips(ExactTiling(lambda _height, _width: edge), program, factor)
-    undo = wrap_method(module, "forward", around)
+    config = ExactTiling(lambda _height, _width: edge)
+    undo = wrap_method(module, "forward", _in_strips(config, module, factor))
     try:
         yield
     finally:
         undo()
 
 
-def in_strips(
-    config: ExactTiling, program: tuple[Step, ...], factor: int
-) -> Callable[[Method], Method]:
+def _in_strips(config: ExactTiling, module: Any, factor: int) -> Callable[[Method], Method]:
     """Around the forward of an encoder (``factor`` 1) or a decoder (pixels per latent)."""
 
     def around(original: Method) -> Method:
@@ -99,6 +92,14 @@ def in_strips(
             height, width = (length * factor for length in sample.shape[-2:])
             edge = config.edge(height, width)
             if max(height, width) <= edge:
+                return original(sample, *args, **kwargs)
+            # Read anew each time: adapters and hooks may have come since.
+            program = program_of(module)
+            if program is None:
+                logger.warning(
+                    "this VAE was changed after it was optimised, and works on the whole image; "
+                    "optimise again to have it tiled"
+                )
                 return original(sample, *args, **kwargs)
             room = room_for(program, (edge // factor) ** 2, sample.element_size())
             shop = Workshop(config.device or sample.device, config.stage, room)

@@ -14,7 +14,7 @@ import torch
 
 from ..backend import supports_streams
 from ..errors import ConfigError
-from .base import Applied, Outcome, Undo, undo_all
+from .base import Applied, Outcome, Skipped, Undo, undo_all
 from .placement import keep_pipeline_state
 
 NAME = "group offload"
@@ -66,9 +66,15 @@ def apply(config: GroupOffload, pipe: Any) -> list[Outcome]:
     except BaseException:
         undo_all(reversed(undos))
         raise
-    if outcomes:
+    for asked, setting in (
+        (config.record_stream, "record_stream"),
+        (config.low_cpu_mem, "low_cpu_mem"),
+    ):
+        if asked and not streams:
+            reason = f"{config.device} has no streams for copies: nothing to do for it"
+            outcomes.append(Skipped(setting, "pipeline", reason))
+    if outcomes and isinstance(outcomes[0], Applied):
         first = outcomes[0]
-        assert isinstance(first, Applied)
         outcomes[0] = Applied(
             first.strategy, first.component, first.detail, lambda: undo_all(reversed(undos))
         )
@@ -89,11 +95,13 @@ def _apply_one(
     if not supports_group_offload(component):
         component.to(config.device)
         return "stays on the device: its class does not support group offload"
+    # An autoencoder has few blocks, and its layers may be called one by one (exact tiling).
+    by_leaf = config.offload_type == "leaf_level" or hasattr(component, "decode")
     for part in _roots(component, config.device):
         apply_group_offload(
             part,
             config.device,
-            offload_type=config.offload_type,
+            offload_type="leaf_level" if by_leaf else "block_level",
             blocks=config.blocks,
             stream=streams,
             record_stream=config.record_stream and streams,
@@ -103,7 +111,7 @@ def _apply_one(
             undos.append(limit_prefetch(part, config.device))
     if streams:
         undos.append(follow_casts(component))
-    unit = "leaf" if config.offload_type == "leaf_level" else f"{config.blocks} block(s)"
+    unit = "leaf" if by_leaf else f"{config.blocks} block(s)"
     return f"{unit} by {unit} to {config.device}" + (
         ", the next one prefetched on a stream where that does not raise the peak"
         if streams

@@ -15,6 +15,8 @@ import torch
 from .base import Applied, Method, Outcome, Skipped, Undo, override, undo_all, wrap_method
 
 NAME = "vae slicing"
+_BATCHES = ("z", "x", "sample")
+"""Names of the first argument of VAEs' methods."""
 _FRAMES = "num_latent_frames_batch_size"
 
 
@@ -47,15 +49,21 @@ def _sliced(chunk: int) -> Callable[[Method], Method]:
     from .vae_tiling import tensor_of, with_tensor
 
     def around(original: Method) -> Method:
-        def run(batch: Any, *args: Any, **kwargs: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            named_batch = next((name for name in _BATCHES if name in kwargs and not args), None)
+            if named_batch is not None:
+                args = (kwargs.pop(named_batch),)
+            if not args:
+                return original(**kwargs)
+            batch, *others = args
             if not isinstance(batch, torch.Tensor) or batch.shape[0] <= chunk:
-                return original(batch, *args, **kwargs)
+                return original(batch, *others, **kwargs)
             count = batch.shape[0]
             whole: torch.Tensor | None = None
             output: Any = None
             for first in range(0, count, chunk):
                 piece = slice(first, min(first + chunk, count))
-                rest = [_piece(value, count, piece) for value in args]
+                rest = [_piece(value, count, piece) for value in others]
                 named = {
                     key: piece.stop - piece.start
                     if key == "num_frames"

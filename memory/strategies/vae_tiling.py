@@ -142,7 +142,10 @@ def _has_image(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _in_tiles(
     whole: torch.Tensor, edge: int, overlap: float, grid: int, run: Callable[[torch.Tensor], Any]
 ) -> Any:
-    """``run`` over every tile of ``whole``, blended; cuts lie on multiples of ``grid``."""
+    """``run`` over every tile of ``whole``, blended; cuts lie on multiples of ``grid``.
+
+    The picture grows in host memory, in float32: on the device it would lie beside every tile.
+    """
     tiles = [min(edge, length) for length in whole.shape[-2:]]
     begins = [
         [grid * s for s in starts(length // grid, tile // grid, int(tile * overlap) // grid)]
@@ -151,11 +154,15 @@ def _in_tiles(
     blended: torch.Tensor | None = None
     axes: list[list[torch.Tensor]] = []
     places: list[list[int]] = []
-    output: Any = None
+    answer: Any = None
     for row, top in enumerate(begins[0]):
         for column, left in enumerate(begins[1]):
             output = run(whole[..., top : top + tiles[0], left : left + tiles[1]])
             part = tensor_of(output)
+            home, dtype = part.device, part.dtype
+            part = part.to("cpu", torch.float32)
+            answer = with_tensor(output, part)
+            del output
             if blended is None:
                 scales = [part.shape[axis] / tiles[axis] for axis in (-2, -1)]
                 shape = [round(whole.shape[axis] * scales[axis]) for axis in (-2, -1)]
@@ -169,7 +176,8 @@ def _in_tiles(
             y, x = places[0][row], places[1][column]
             part = part * axes[0][row][:, None] * axes[1][column]
             blended[..., y : y + high, x : x + wide] += part
-    return with_tensor(output, blended)
+    assert blended is not None
+    return with_tensor(answer, blended.to(dtype).to(home))
 
 
 def tensor_of(output: Any) -> torch.Tensor:

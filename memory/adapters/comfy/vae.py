@@ -80,7 +80,7 @@ class TilingVae(_Vae):
         with _Working(self, tile, samples.shape, "decode"):
             if tile is None:
                 return super().decode(samples, *args, **kwargs)
-            if self.lowtide_plan.exact:
+            if self._in_strips():
                 factor = int(self.spacial_compression_decode())
                 with strips(self.first_stage_model, "decoder", tile.edge * factor, factor):
                     return super().decode(samples, *args, **kwargs)
@@ -92,7 +92,7 @@ class TilingVae(_Vae):
         with _Working(self, tile, _channels_first(pixel_samples.shape), "encode"):
             if tile is None:
                 return super().encode(pixel_samples, *args, **kwargs)
-            if self.lowtide_plan.exact:
+            if self._in_strips():
                 with strips(self.first_stage_model, "encoder", tile.edge, 1):
                     return super().encode(pixel_samples, *args, **kwargs)
             return super().encode_tiled(pixel_samples, **tile.arguments())
@@ -114,6 +114,10 @@ class TilingVae(_Vae):
     def memory_used_encode(self, shape: Any, dtype: Any) -> Any:
         """The VAE's own estimate, of one tile while tiles are encoded."""
         return self.lowtide_estimates["encode"](_clamped(shape, self.lowtide_tile), dtype)
+
+    def _in_strips(self) -> bool:
+        """Asked at every call: other nodes may have changed the layers since."""
+        return self.lowtide_plan.exact and known(self.first_stage_model)
 
     def _tile_of_latent(self, samples: Any) -> Tile | None:
         factor = int(self.spacial_compression_decode())

@@ -154,3 +154,16 @@ def test_xformers_is_enabled_through_diffusers_and_undone(
             assert structure(pipe) != before
             undo([outcome])
     assert structure(pipe) == before
+
+
+def test_processors_of_a_users_own_stay(accelerator: Any) -> None:
+    unet = tiny("tiny-sd15").unet
+
+    class Own(AttnProcessor2_0):
+        pass
+
+    own = Own()
+    unet.mid_block.attentions[0].transformer_blocks[0].attn1.set_processor(own)
+    outcome = apply(Attention("sliced", accelerator.device), unet, "unet")
+    assert isinstance(outcome, Skipped) and "Own" in outcome.reason
+    assert unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor is own

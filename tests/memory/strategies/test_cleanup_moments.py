@@ -45,6 +45,18 @@ def test_after_each_step(accelerator: Any, cleanups: list[int]) -> None:
     assert torch.equal(found, expected)
 
 
+def test_a_new_scheduler_is_followed(accelerator: Any, cleanups: list[int]) -> None:
+    with optimizer(accelerator, "none", **ONLY, cleanup="always", after_step=True) as ours:
+        pipe = ours.optimize_pipeline(tiny())
+        image(pipe, steps=2)
+        old = pipe.scheduler
+        pipe.scheduler = type(old).from_config(old.config)
+        image(pipe, steps=2)
+        assert "step" not in vars(old)
+    assert len(cleanups) == 4
+    assert "step" not in vars(pipe.scheduler)
+
+
 def test_after_a_component_has_left_and_again_in_the_next_run(
     accelerator: Any, cleanups: list[int]
 ) -> None:

@@ -42,6 +42,15 @@ def test_arguments_per_image_are_cut_along() -> None:
     assert all(named["scale"] == 7 for _, named in vae.calls)
 
 
+def test_the_batch_may_be_given_by_name() -> None:
+    vae = CountingVae()
+    apply(VaeSlicing(2), vae, "vae")
+    vae.decode(z=torch.randn(3, 4, 2, 2))
+    assert [size for size, _ in vae.calls] == [2, 1]
+    with pytest.raises(TypeError, match="missing"):
+        vae.decode()
+
+
 def test_a_video_vae_takes_that_many_frames() -> None:
     vae = CountingVae()
     outcome = apply(VaeSlicing(1), vae, "vae")
