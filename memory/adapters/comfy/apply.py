@@ -56,8 +56,10 @@ def divide(config: MemoryOptimizationConfig, *, model: Any, clip: Any, vae: Any)
         None if model is None else _residency(config, model, "model"),
         None if clip is None else _residency(config, clip.patcher, "text encoder"),
         None
-        if vae is None or not (idle or config.enable_vae_tiling)
-        else VaePlan(config if config.enable_vae_tiling else None, idle, config.budget_bytes),
+        if vae is None or not (idle or config.enable_vae_tiling or config.enable_vae_slicing)
+        else VaePlan(
+            config if config.enable_vae_tiling else None, idle, config.budget_bytes, _chunk(config)
+        ),
     )
 
 
@@ -111,7 +113,7 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
         return twin
     dynamic = is_dynamic(vae.patcher) if getattr(vae, "patcher", None) is not None else False
     if dynamic:
-        plan = VaePlan(plan.config, False, None)
+        plan = VaePlan(plan.config, False, None, plan.chunk)
         entries.append(Skipped("leave when idle", "vae", _DYNAMIC))
         _say_dynamic_budget(config, vae.patcher, "vae", entries)
     twin = tiling(vae, plan)
@@ -128,6 +130,11 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
             shared = f"{plan.config.vae_tile_overlap:.0%} shared"
             name, detail = "vae tiling", f"blended tiles of {edge} pixels, {shared}"
         entries.append(Applied(name, "vae", detail, _unplug))
+    if plan.chunk is not None and tiles(vae):
+        count = "one image" if plan.chunk == 1 else f"at most {plan.chunk} images"
+        entries.append(Applied("vae slicing", "vae", f"{count} at a time", _unplug))
+    elif plan.chunk is not None:
+        entries.append(Skipped("vae slicing", "vae", "it decodes no image: nothing to cut"))
     if plan.leave:
         detail = "off the device after decoding or encoding"
         entries.append(Applied("leave when idle", "vae", detail, _unplug))
@@ -143,7 +150,6 @@ def account_for_the_rest(config: MemoryOptimizationConfig, entries: Entries) -> 
         (config.fp8_storage, "fp8 storage", "weights of ComfyUI's models keep their type"),
         (config.attention != "auto", "attention", by_hand),
         (config.forward_chunk_size is not None, "forward chunking", "for diffusers models only"),
-        (config.enable_vae_slicing, "vae slicing", "tiles are decoded one image at a time anyway"),
         (config.cpu_mode, "cpu mode", "text encoder and VAE leave the device when idle instead"),
     )
     entries += [Skipped(name, "all", why) for asked, name, why in wanted if asked]
@@ -151,6 +157,11 @@ def account_for_the_rest(config: MemoryOptimizationConfig, entries: Entries) -> 
 
 def _unplug() -> None:
     """A clone is undone by not using it: the original was never touched."""
+
+
+def _chunk(config: MemoryOptimizationConfig) -> int | None:
+    """Images of a batch the VAE works on at once; ``None`` = as many as the core likes."""
+    return (config.vae_decode_chunk_size or 1) if config.enable_vae_slicing else None
 
 
 def _policy(config: MemoryOptimizationConfig) -> str:

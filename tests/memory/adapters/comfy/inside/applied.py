@@ -109,3 +109,19 @@ def case_a_budget_under_dynamic_vram_is_left_to_the_core_and_said() -> None:
         assert lines(report, "budget") == []
     _, report = optimized("none", budget_bytes=1 << 30)
     assert lines(report, "budget") == []
+
+
+def case_slicing_is_honoured_and_said() -> None:
+    for more, said in (
+        ({}, "+ vae slicing (vae): one image at a time"),
+        ({"vae_decode_chunk_size": 3}, "+ vae slicing (vae): at most 3 images at a time"),
+        ({"enable_vae_tiling": False}, "+ vae slicing (vae): one image at a time"),
+    ):
+        found, report = optimized("balanced", **more)
+        assert lines(report, "vae slicing") == [said]
+        assert found["vae"].lowtide_plan.chunk == more.get("vae_decode_chunk_size", 1)
+    found, report = optimized("balanced", enable_vae_slicing=False)
+    assert lines(report, "vae slicing") == []
+    assert found["vae"].lowtide_plan.chunk is None
+    found, _ = optimized("none", enable_vae_slicing=True)
+    assert found["vae"].lowtide_plan.chunk == 1
