@@ -191,7 +191,14 @@ class _Working:
         vae = self.vae
         vae.throw_exception_if_invalid()
         vae.lowtide_tile = self.tile
-        plan = vae.lowtide_plan
+        try:
+            self._make_room()
+        except BaseException:  # without an __enter__ there is no __exit__
+            self.__exit__()
+            raise
+
+    def _make_room(self) -> None:
+        vae, plan = self.vae, self.vae.lowtide_plan
         if plan.budget is not None:
             one = vae.lowtide_estimates[self.work](clamped(self.shape, self.tile), vae.vae_dtype)
             make_room(vae.patcher, plan.budget, int(one) + int(vae.patcher.model_size()))

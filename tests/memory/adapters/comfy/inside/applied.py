@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import comfy.sd
 from idle import CLIP, clean, encode, held
-from lowtide.memory.adapters.comfy import apply, executor
+from lowtide.memory.adapters.comfy import apply, executor, vae
 from lowtide.memory.adapters.comfy.patchers import residency_of
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.report import OptimizationReport
 from small import load, patcher
-from tiles import LATENT, VAE
+from tiles import IMAGE, LATENT, VAE
 
 KINDS = ("model", "clip", "vae")
 
@@ -125,3 +125,26 @@ def case_slicing_is_honoured_and_said() -> None:
     assert found["vae"].lowtide_plan.chunk is None
     found, _ = optimized("none", enable_vae_slicing=True)
     assert found["vae"].lowtide_plan.chunk == 1
+
+
+def case_a_vae_that_finds_no_room_is_as_before_and_leaves() -> None:
+    clean()
+    start = held()
+    found, _ = optimized("balanced", budget_bytes=1 << 30)
+    load(found["vae"].patcher)
+    assert held() > start
+    keep = vae.make_room
+    vae.make_room = lambda *_: 1 / 0
+    try:
+        for work, value in (("decode", LATENT), ("encode", IMAGE)):
+            try:
+                getattr(found["vae"], work)(value)
+            except ZeroDivisionError:
+                pass
+            else:
+                raise AssertionError("the failure was swallowed")
+            assert found["vae"].lowtide_tile is None, work
+            assert held() == start, work
+    finally:
+        vae.make_room = keep
+    clean()
