@@ -166,6 +166,8 @@ def _demo(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     from . import info
 
+    if options.simulate is None and options.capacity is not None:
+        raise ConfigError(places.capacity_unused(options.capacity))
     if options.simulate is not None:
         places.choose(None, options.simulate, options.capacity)
     print(json.dumps(info.devices(), indent=2) if options.json else info.text())

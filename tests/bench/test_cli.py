@@ -142,3 +142,22 @@ def test_the_chart_is_a_picture_of_the_rows(tmp_path: Path, accelerator: Any) ->
     bench = LevelBench(models.model_of("tiny"), place, 256, 1, "float16", rows)
     cli._draw(bench, tmp_path / "new" / "chart.png")
     assert (tmp_path / "new" / "chart.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["info"], ["bench", "--device", "cpu"], ["bench"], ["demo"]], ids=" ".join
+)
+def test_a_capacity_without_the_simulated_accelerator_is_refused(
+    accelerator: Any, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    told = error_of(capsys, *arguments, "--capacity", "8G")
+    assert "--capacity 8G sets the simulated accelerator's memory" in told
+    assert "add --simulate npu" in told
+
+
+@pytest.mark.parametrize("capacity", ["zzz", "G", "-1G", "0", "infG"])
+def test_a_capacity_that_is_no_amount_is_named(
+    accelerator: Any, capsys: pytest.CaptureFixture[str], capacity: str
+) -> None:
+    told = error_of(capsys, "info", "--simulate", accelerator.flavour, f"--capacity={capacity}")
+    assert repr(capacity) in told and "give one such as 8G" in told
