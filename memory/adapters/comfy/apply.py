@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from ...cleanup import MOMENTS
 from ...errors import BudgetError, TargetError
 from ...levels import MemoryOptimizationConfig, OptimizationLevel
 from ...strategies.base import Applied, Skipped
@@ -153,6 +154,12 @@ def account_for_the_rest(config: MemoryOptimizationConfig, entries: Entries) -> 
         (config.cpu_mode, "cpu mode", "text encoder and VAE leave the device when idle instead"),
     )
     entries += [Skipped(name, "all", why) for asked, name, why in wanted if asked]
+    usual = MemoryOptimizationConfig()
+    moments = [name for name in MOMENTS if name != "on_exit"]
+    changed = [name for name in moments if getattr(config, name) != getattr(usual, name)]
+    if changed:
+        why = "ComfyUI's models are cleaned up after a run only, by on_exit"
+        entries.append(Skipped(", ".join(changed), "all", why))
 
 
 def _unplug() -> None:
