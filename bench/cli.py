@@ -122,6 +122,9 @@ def _bench(options: argparse.Namespace) -> int:
         raise ConfigError(f"--size {size} does not suit the models; give a multiple of 16 from 64")
     if options.peers and options.chart is not None:
         raise ConfigError("--chart draws the levels; leave it out with --peers")
+    for option, path in (("--json", options.json), ("--chart", options.chart)):
+        if path is not None:
+            _make_writable(option, path)
     silence_libraries()
     result: Any
     if options.peers:
@@ -147,10 +150,29 @@ def _bench(options: argparse.Namespace) -> int:
     return 1 if all(row.error for row in result.rows) else 0
 
 
+def _make_writable(option: str, path: Path) -> None:
+    """Make the file's folder, before anything is measured that could then not be kept.
+
+    Raises:
+        ConfigError: no file can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        with path.open("ab"):
+            pass
+        if new:  # a run that breaks off leaves no empty file
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{option} {path} cannot be written ({error.strerror or error}); give a file in a "
+            f"folder you may write to"
+        ) from None
+
+
 def _draw(result: Any, path: Path) -> None:
     from .chart import WITHOUT_MATPLOTLIB, write_chart
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     title = f"{result.model.key}, {result.size} px, {result.dtype}, on {result.place.name}"
     if not write_chart(result.rows, title, path):
         print(WITHOUT_MATPLOTLIB)
@@ -166,6 +188,8 @@ def _demo(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     from . import info
 
+    if options.simulate is None and options.capacity is not None:
+        raise ConfigError(places.capacity_unused(options.capacity))
     if options.simulate is not None:
         places.choose(None, options.simulate, options.capacity)
     print(json.dumps(info.devices(), indent=2) if options.json else info.text())

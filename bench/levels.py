@@ -39,7 +39,9 @@ class LevelBench:
         )
         table = level_table(self.rows, targets_for(self.model, self.size))
         warm = self.model.warm_up(self.size)
-        timing = f"Time ratios are against none, after a warm-up of each level (1 step, {warm} px)."
+        timing = f"Each level was warmed up before it was timed (1 step, {warm} px)."
+        if any(row.ratio is not None for row in self.rows):
+            timing = f"Time ratios are against none. {timing}"
         notes = [*remarks(self.rows), timing, *self.place.notes]
         return "\n\n".join([head, table, *notes])
 

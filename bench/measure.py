@@ -27,7 +27,7 @@ class Row:
         pinned: most page-locked host memory at any time.
         ratio: seconds relative to the first row's; ``None`` without such a row.
         difference: largest absolute difference to the first row's image, values 0..1.
-        stages: highest allocated of each stage.
+        stages: highest allocated of each stage; on the CPU the process's RAM.
         error: why there are no figures.
     """
 
@@ -134,7 +134,10 @@ def take(
     """Enter what ``monitor`` measured, and what the counters moved by meanwhile."""
     row.peak_allocated, row.peak_reserved = monitor.peak_allocated, monitor.peak_reserved
     row.peak_host = monitor.peak_host
-    row.stages = {name: peak.allocated for name, peak in monitor.stages.items()}
+    row.stages = {
+        name: peak.host if peak.allocated is None else peak.allocated
+        for name, peak in monitor.stages.items()
+    }
     if before is not None and after is not None:
         row.h2d = after["h2d"] - before["h2d"]
         row.d2h = after["d2h"] - before["d2h"]

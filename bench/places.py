@@ -54,11 +54,14 @@ def choose(
         capacity: memory of the simulated accelerator, such as ``8G``.
 
     Raises:
-        ConfigError: both a device and a flavour were given, or a flavour that does not exist.
+        ConfigError: both a device and a flavour were given, a flavour that does not exist, or a
+            capacity that is no amount or not the simulated accelerator's.
         DeviceError: no such device, or no accelerator of either kind.
     """
     if device is not None and simulate is not None:
         raise ConfigError(f"give --device {device} or --simulate {simulate}, not both")
+    if capacity is not None and simulate is None and (device or backend.available_types()):
+        raise ConfigError(capacity_unused(capacity))
     if device is not None:
         return Place(backend.device_of(device))
     if simulate is None and backend.available_types():
@@ -67,6 +70,14 @@ def choose(
         raise ConfigError(f"no simulated {simulate!r}; choose {' or '.join(FLAVOURS)}")
     handle = _activate(simulate or FLAVOURS[0], capacity or DEFAULT_CAPACITY)
     return Place(handle.device, handle)
+
+
+def capacity_unused(capacity: str) -> str:
+    """What to say to a capacity without the simulated accelerator."""
+    return (
+        f"--capacity {capacity} sets the simulated accelerator's memory, which is not used here; "
+        f"add --simulate {FLAVOURS[0]}, or leave it out"
+    )
 
 
 def _activate(flavour: str, capacity: str) -> Any:
@@ -80,4 +91,8 @@ def _activate(flavour: str, capacity: str) -> Any:
             "there is no accelerator here, and the simulated one comes with the source checkout "
             "only; run `python -m` on a checkout, or measure on the CPU with --device cpu"
         ) from None
+    try:
+        import_module(f"{root}.tests.accelerator.control").parse_bytes(capacity)
+    except ValueError as error:
+        raise ConfigError(f"--capacity: {error}") from None
     return simulator.activate(flavour, capacity)

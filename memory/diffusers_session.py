@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .errors import TargetError
@@ -11,10 +14,14 @@ from .units import format_bytes
 if TYPE_CHECKING:
     import torch
 
+    from .adapters.generate import Request
     from .handles import PipelineHandle
     from .levels import MemoryOptimizationConfig
 
 logger = logging.getLogger("lowtide")
+
+_MARGIN = 8
+"""An eighth above the estimated need is asked for: what the allocator loses between blocks."""
 
 
 def folders() -> list[str]:
@@ -90,6 +97,8 @@ def generate(
 
     Raises:
         ConfigError: a size or a count the pipeline cannot work with.
+        TargetError: a pipeline that takes no prompt, or lacks a component it needs.
+        BudgetError: no level keeps the budget at this size; the message names the smallest.
         Interrupted: the user stopped the run (inside ComfyUI its own exception is raised).
     """
     from .adapters.generate import Request, check, run
@@ -98,14 +107,16 @@ def generate(
     handle = _handle(pipeline)
     request = Request(prompt, negative, width, height, steps, guidance, seed, batch_size)
     check(handle.pipeline, request)
-    _make_room(handle)
-    handle.activate()
-    try:
-        images = run(handle.pipeline, request, progress_for(handle.pipeline, request))
-    except BaseException as error:  # an interrupt of ComfyUI's is no Exception
-        handle.loaded.settle(handle.config, handle.device, error)
-        raise
-    handle.loaded.settle(handle.config, handle.device)
+    config = _fitted(handle, request)
+    _make_room(handle, config, request)
+    with _watched(handle, config):
+        _bring_under(handle, config)
+        try:
+            images = run(handle.pipeline, request, progress_for(handle.pipeline, request))
+        except BaseException as error:  # an interrupt of ComfyUI's is no Exception
+            handle.loaded.settle(config, handle.device, error)
+            raise
+    handle.loaded.settle(config, handle.device)
     return images
 
 
@@ -120,14 +131,118 @@ def _handle(pipeline: Any) -> PipelineHandle:
     return pipeline
 
 
-def _make_room(handle: PipelineHandle) -> None:
-    """Ask ComfyUI to take its own models off the device before a pipeline needs the room."""
+def _edge(request: Request) -> int:
+    """The edge of a square image of the request's area."""
+    return math.isqrt(request.width * request.height - 1) + 1
+
+
+def _fitted(handle: PipelineHandle, request: Request) -> MemoryOptimizationConfig:
+    """The handle's configuration, raised as far as its budget needs for this size and batch."""
+    from .adapters.diffusers import modules_of
+    from .strategies import budget
+
+    parts = modules_of(handle.pipeline)
+    config, note = budget.fit(
+        handle.config, handle.pipeline, parts, edge=_edge(request), images=request.batch_size
+    )
+    if note is not None:
+        logger.info("%s x %s pixels: %s", request.width, request.height, note)
+    return config
+
+
+def _bring_under(handle: PipelineHandle, config: MemoryOptimizationConfig) -> None:
+    """Bring the pipeline under ``config``, whose budget has been settled for the request.
+
+    Without that budget: the optimizer would settle it anew, for the pipeline's default size.
+    """
+    from .backend import device_of
+
+    current = handle.optimizer
+    if (
+        current is not None
+        and current.device == device_of(handle.device)
+        and current.config.to_dict() == config.to_dict()
+    ):
+        return
+    handle.loaded.apply(config.replace(budget_bytes=None), handle.device)
+
+
+@contextmanager
+def _watched(handle: PipelineHandle, config: MemoryOptimizationConfig) -> Iterator[None]:
+    """Say so if more was allocated on the device meanwhile than the budget allows."""
+    if config.budget_bytes is None:
+        yield
+        return
+    from .backend import device_of
+    from .peaks import PeakWindow
+
+    window = PeakWindow(device_of(handle.device))
+    try:
+        yield
+    finally:
+        peak = window.close().allocated
+        if peak is not None and peak > config.budget_bytes:
+            logger.warning(
+                "%s was allocated at the peak of this run, more than its budget of %s; what a "
+                "pipeline needs is an estimate. Give a smaller size or batch, or a higher level",
+                format_bytes(peak),
+                format_bytes(config.budget_bytes),
+            )
+
+
+def _make_room(handle: PipelineHandle, config: MemoryOptimizationConfig, request: Request) -> None:
+    """Have other models leave the device where this run needs the room: ComfyUI's, then ours."""
     from .adapters import comfy
     from .adapters.pipelines_loader import bytes_wanted
 
     if comfy.present():
         from .adapters.comfy.models import make_room
 
-        freed = make_room(bytes_wanted(handle.pipeline, handle.config.offload))
+        freed = make_room(bytes_wanted(handle.pipeline, config.offload))
         if freed:
             logger.info("ComfyUI gave back %s for a diffusers pipeline", format_bytes(freed))
+    _release_idle_pipelines(handle, config, request)
+
+
+def _release_idle_pipelines(
+    handle: PipelineHandle, config: MemoryOptimizationConfig, request: Request
+) -> None:
+    from .adapters.diffusers import modules_of
+    from .backend import device_of
+    from .handles import live_pipelines
+    from .strategies import budget
+
+    device = device_of(handle.device)
+    if device.type == "cpu":
+        return
+    need = budget.estimate(
+        config,
+        handle.pipeline,
+        modules_of(handle.pipeline),
+        edge=_edge(request),
+        images=request.batch_size,
+    ).total
+    wanted = need + need // _MARGIN
+    for other in live_pipelines():
+        held = 0 if other.pipeline is handle.pipeline else other.on_device(device)
+        if not held:
+            continue
+        if wanted <= _room(handle, config, device):
+            return
+        other.release(device)
+        logger.info("the pipeline %s gave back %s for another", other.name, format_bytes(held))
+
+
+def _room(handle: PipelineHandle, config: MemoryOptimizationConfig, device: torch.device) -> int:
+    """Bytes the pipeline may use, what it holds included; 0 where the device does not say."""
+    from . import backend
+
+    info = backend.mem_get_info(device)
+    allocated, reserved = backend.allocated(device), backend.reserved(device)
+    if info is None or allocated is None or reserved is None:
+        return 0
+    own = handle.loaded.on_device(device)
+    room = info[0] + reserved - allocated + own
+    if config.budget_bytes is not None:
+        room = min(room, config.budget_bytes - allocated + own)
+    return room

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import backend
 from .cleanup import Receipt, cleanup_due, release
+from .evict import evict
 from .levels import MemoryOptimizationConfig
 from .targets import parts_of
 from .tensors import device_bytes
@@ -85,6 +87,9 @@ class LoadedPipeline:
             return None
         if config.offload != "none":
             return self.release(device, error)
+        for _, part in parts_of(self.pipeline):
+            if not isinstance(part, torch.nn.Module):  # a scheduler's tables came with the run
+                evict(part, backend.device_of(device))
         return release(device=device, error=error)
 
 

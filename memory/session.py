@@ -37,9 +37,7 @@ def choose(level: str, budget_gb: float, cleanup: str) -> tuple[MemoryOptimizati
         config = MemoryOptimizationConfig.auto(found)
     else:
         config = MemoryOptimizationConfig.from_level(parsed)
-    config = config.replace(
-        budget_bytes=budget, cleanup=cleanup, on_exit=config.on_exit or cleanup != "off"
-    )
+    config = config.replace(budget_bytes=budget, cleanup=cleanup)
     return config, _describe(config, found)
 
 

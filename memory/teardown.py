@@ -31,7 +31,7 @@ def teardown(*, vram: bool, ram: bool) -> Receipt:
     if ram and comfy.present():
         from .adapters.comfy.models import drop_results_after_this_run
 
-        drop_results_after_this_run()
+        drop_results_after_this_run(unload=vram)
     last = release(device=device, host=ram, collect=True)
     if vram and comfy.present():
         from .adapters.comfy.models import empty_caches

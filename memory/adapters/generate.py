@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, TargetError
+from ..stages import DECODING, DENOISING, stage_of
 from .progress import Progress
 
 _SEED_LIMIT = 1 << 64
@@ -29,7 +30,12 @@ class Request:
 
 
 def check(pipeline: Any, request: Request) -> None:
-    """Raise ConfigError for a request the pipeline cannot run, before anything is moved."""
+    """Refuse what cannot run, before anything is moved.
+
+    Raises:
+        ConfigError: a size or a count the pipeline cannot work with.
+        TargetError: a pipeline that takes no prompt, or lacks a component it ends or works with.
+    """
     factor = _factor(pipeline)
     for name in ("width", "height"):
         size = getattr(request, name)
@@ -48,6 +54,14 @@ def check(pipeline: Any, request: Request) -> None:
     if "prompt" not in inspect.signature(type(pipeline).__call__).parameters:
         raise TargetError(
             f"{type(pipeline).__name__} takes no prompt; load a text-to-image pipeline"
+        )
+    missing = _missing(pipeline)
+    if missing:
+        raise TargetError(
+            f"this {type(pipeline).__name__} has no {' and no '.join(missing)} loaded, without "
+            f"which it makes no image; load a pipeline whose folder has "
+            f"{'them' if len(missing) > 1 else 'it'}, and whose model_index.json names "
+            f"{'them' if len(missing) > 1 else 'it'}"
         )
 
 
@@ -89,6 +103,21 @@ def _reporter(steps: int, progress: Progress) -> Any:
         return held
 
     return report
+
+
+def _missing(pipeline: Any) -> list[str]:
+    """Denoisers and VAEs the pipeline's class asks for and this one lacks.
+
+    A pipeline notices a missing VAE only once every step is done.
+    """
+    optional = getattr(pipeline, "_optional_components", ())
+    return [
+        name
+        for name in inspect.signature(type(pipeline).__init__).parameters
+        if stage_of(name) in (DENOISING, DECODING)
+        and name not in optional
+        and getattr(pipeline, name, None) is None
+    ]
 
 
 def _factor(pipeline: Any) -> int:

@@ -188,7 +188,8 @@ def _check_weights(folder: Path, components: dict[str, type]) -> str | None:
         if not weights:
             raise PipelineLoadError(_no_weights(folder, name, files))
         variants.add(_variant(weights))
-    return next((variant for variant in sorted(filter(None, variants))), None)
+    found = sorted(filter(None, variants), key=lambda variant: (variant != "fp16", variant))
+    return next(iter(found), None)
 
 
 def _no_weights(folder: Path, name: str, files: list[str]) -> str:
@@ -206,11 +207,15 @@ def _no_weights(folder: Path, name: str, files: list[str]) -> str:
 
 
 def _variant(weights: list[str]) -> str | None:
-    """``fp16`` of ``model.fp16.safetensors``, unless there is a ``model.safetensors`` too."""
+    """``fp16`` of ``model.fp16.safetensors``, unless there is a ``model.safetensors`` too.
+
+    Of several variants fp16, else the first by name: folders are listed in no order.
+    """
     stems = [_SHARD.sub("", file.removesuffix(".safetensors")) for file in weights]
     if any("." not in stem for stem in stems):
         return None
-    return stems[0].rsplit(".", 1)[1]
+    variants = sorted(stem.rsplit(".", 1)[1] for stem in stems)
+    return "fp16" if "fp16" in variants else variants[0]
 
 
 def _stored_dtype(folder: Path, components: dict[str, type], device: torch.device) -> torch.dtype:

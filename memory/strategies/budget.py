@@ -1,7 +1,7 @@
 """Which level keeps a pipeline under a budget: exact weights plus a stated estimate of the rest.
 
-Weights are counted to the byte. Activations are estimated from the models' configurations at the
-pipeline's default image size, one image with guidance (two samples):
+Weights are counted to the byte. Activations are estimated from the models' configurations, for
+one image of the pipeline's default size unless told otherwise, with guidance (two samples):
 
 * a UNet: 12 times the hidden state of its widest level, in every sample;
 * a transformer over tokens: 16 hidden states of every token, one sample;
@@ -51,12 +51,19 @@ class Need:
 
 
 def fit(
-    config: MemoryOptimizationConfig, pipe: Any, parts: Mapping[str, torch.nn.Module]
+    config: MemoryOptimizationConfig,
+    pipe: Any,
+    parts: Mapping[str, torch.nn.Module],
+    *,
+    edge: int | None = None,
+    images: int = 1,
 ) -> tuple[MemoryOptimizationConfig, str | None]:
     """The gentlest configuration from ``config.level`` on whose estimated need fits its budget.
 
     A level asked for by name is never weakened; AUTO starts at NONE. Settings changed by hand are
-    carried over to the chosen level. Returns the configuration and a sentence saying why.
+    carried over to the chosen level. ``edge`` is the image's in pixels (``None`` = the pipeline's
+    default), ``images`` how many are made at once. Returns the configuration and a sentence saying
+    why.
 
     Raises:
         BudgetError: even ULTRA needs more; the message names the smallest budget.
@@ -69,7 +76,7 @@ def fit(
     smallest: tuple[int, OptimizationLevel] | None = None
     for level in LADDER[first:]:
         candidate = config if level is config.level else _at_level(config, level)
-        need = estimate(candidate, pipe, parts)
+        need = estimate(candidate, pipe, parts, edge=edge, images=images)
         if need.total <= budget:
             return candidate, (
                 f"budget {format_bytes(budget)}: level {level.value}, estimated to need "
@@ -79,25 +86,34 @@ def fit(
         if smallest is None or need.total < smallest[0]:
             smallest = need.total, level
     assert smallest is not None
+    size = f"{_edge(pipe, parts) if edge is None else edge} pixels"
+    if images > 1:
+        size += f" and {images} images at once"
     raise BudgetError(
         f"a budget of {format_bytes(budget)} does not hold this pipeline: {smallest[1].value} is "
-        f"estimated to need {format_bytes(smallest[0])} at {_edge(pipe, parts)} pixels; give "
+        f"estimated to need {format_bytes(smallest[0])} at {size}; give "
         f"{format_bytes(_rounded(smallest[0]))} or more, or leave the budget out"
     )
 
 
 def estimate(
-    config: MemoryOptimizationConfig, pipe: Any, parts: Mapping[str, torch.nn.Module]
+    config: MemoryOptimizationConfig,
+    pipe: Any,
+    parts: Mapping[str, torch.nn.Module],
+    *,
+    edge: int | None = None,
+    images: int = 1,
 ) -> Need:
-    """The largest need of any component's turn under ``config``."""
-    edge = _edge(pipe, parts)
+    """The largest need of any component's turn under ``config``; ``edge``, ``images`` as in fit."""
+    if edge is None:
+        edge = _edge(pipe, parts)
     whole = sum(_size(part) for part in parts.values())
     needs: list[Need] = []
     for name, part in parts.items():
         stage = stage_of(name)
         if config.cpu_mode and stage != DENOISING:
             continue
-        activations = _activations(config, stage, part, edge)
+        activations = _activations(config, stage, part, edge, images)
         if config.offload == "none":
             on_device = [p for n, p in parts.items() if stage_of(n) == DENOISING]
             weights = sum(_size(p) for p in on_device) if config.cpu_mode else whole
@@ -151,7 +167,11 @@ def _edge(pipe: Any, parts: Mapping[str, torch.nn.Module]) -> int:
 
 
 def _activations(
-    config: MemoryOptimizationConfig, stage: str | None, part: torch.nn.Module, edge: int
+    config: MemoryOptimizationConfig,
+    stage: str | None,
+    part: torch.nn.Module,
+    edge: int,
+    images: int,
 ) -> int:
     settings: Any = getattr(part, "config", None)
     width = next((p.itemsize for p in part.parameters() if p.itemsize > 1), 4)
@@ -162,14 +182,17 @@ def _activations(
         if config.enable_vae_tiling:
             edge = min(edge, config.tile_for(edge, edge))
         channels = (blocks[1] if len(blocks) > 1 else blocks[0]) if blocks else 256
-        return int(3.5 * edge * edge * channels * width)
+        at_once = images
+        if config.enable_vae_slicing:
+            at_once = min(images, config.vae_decode_chunk_size or 1)
+        return int(3.5 * edge * edge * channels * width) * at_once
     factor = spatial_factor(part) if stage == DECODING else 8
     if stage == DENOISING and blocks:
         latent = edge // (factor or 8)
-        return 12 * 2 * latent * latent * max(blocks[:2]) * width
+        return 12 * 2 * latent * latent * max(blocks[:2]) * width * images
     hidden = _hidden(settings)
     tokens = (edge // 16) ** 2 + 512 if stage == DENOISING else 512
-    return (16 if stage == DENOISING else 8) * tokens * hidden * width
+    return (16 * images if stage == DENOISING else 8) * tokens * hidden * width
 
 
 def _hidden(settings: Any) -> int:

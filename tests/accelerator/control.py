@@ -21,9 +21,14 @@ def parse_bytes(size: int | str) -> int:
     else:
         text = size.strip().upper().removesuffix("B").removesuffix("I")
         unit = UNITS.get(text[-1:], 0)
-        value = int(float(text[:-1]) * unit) if unit else int(text)
+        try:
+            value = int(float(text[:-1]) * unit) if unit else int(text)
+        except (ValueError, OverflowError):
+            raise ValueError(
+                f"the capacity {size!r} is no amount of memory; give one such as 8G, 512M or bytes"
+            ) from None
     if value <= 0:
-        raise ValueError(f"a capacity must be positive, got {size!r}")
+        raise ValueError(f"a capacity must be positive, got {size!r}; give one such as 8G")
     return value
 
 

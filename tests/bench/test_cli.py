@@ -140,5 +140,50 @@ def test_the_chart_is_a_picture_of_the_rows(tmp_path: Path, accelerator: Any) ->
     place = places.choose(simulate=accelerator.flavour)
     rows = [Row("none", peak_allocated=3 * GIB, peak_reserved=4 * GIB, difference=0.0)]
     bench = LevelBench(models.model_of("tiny"), place, 256, 1, "float16", rows)
-    cli._draw(bench, tmp_path / "new" / "chart.png")
-    assert (tmp_path / "new" / "chart.png").read_bytes()[:4] == b"\x89PNG"
+    cli._draw(bench, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["info"], ["bench", "--device", "cpu"], ["bench"], ["demo"]], ids=" ".join
+)
+def test_a_capacity_without_the_simulated_accelerator_is_refused(
+    accelerator: Any, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    told = error_of(capsys, *arguments, "--capacity", "8G")
+    assert "--capacity 8G sets the simulated accelerator's memory" in told
+    assert "add --simulate npu" in told
+
+
+@pytest.mark.parametrize("capacity", ["zzz", "G", "-1G", "0", "infG"])
+def test_a_capacity_that_is_no_amount_is_named(
+    accelerator: Any, capsys: pytest.CaptureFixture[str], capacity: str
+) -> None:
+    told = error_of(capsys, "info", "--simulate", accelerator.flavour, f"--capacity={capacity}")
+    assert repr(capacity) in told and "give one such as 8G" in told
+
+
+@pytest.mark.parametrize("option", ["--json", "--chart"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    (tmp_path / "file").touch()
+    command = ["bench", "--simulate", "npu", option]
+    for path in (tmp_path / "file" / "x", tmp_path):
+        told = error_of(capsys, *command, str(path))
+        assert f"{option} {path} cannot be written" in told
+
+
+@pytest.mark.parametrize("option", ["--json", "--chart"])
+def test_the_folders_of_a_file_are_made_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    path = tmp_path / "new" / "deep" / "x"
+
+    def choose(*_: Any) -> None:
+        raise ConfigError("seen" if path.parent.is_dir() else "too early")
+
+    monkeypatch.setattr(places, "choose", choose)
+    options = cli.parser().parse_args(["bench", option, str(path)])
+    with pytest.raises(ConfigError, match="seen"):
+        options.command(options)

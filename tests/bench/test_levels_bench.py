@@ -53,7 +53,9 @@ def test_rows_come_as_asked_with_none_as_the_reference(accelerator: Any) -> None
 
 def test_without_none_nothing_is_compared(accelerator: Any) -> None:
     place = Place(accelerator.device, accelerator)
-    (row,) = bench(place, [OptimizationLevel.AGGRESSIVE], size=64, steps=1).rows
+    result = bench(place, [OptimizationLevel.AGGRESSIVE], size=64, steps=1)
+    assert "against none" not in result.text()
+    (row,) = result.rows
     assert (row.ratio, row.difference) == (None, None)
     assert row.peak_allocated is not None
 
@@ -86,6 +88,7 @@ def test_the_command_prints_the_table_and_writes_json(
     told = capsys.readouterr().out
     assert told.startswith("tiny-sd15: 64 px, 1 steps, float16")
     assert "| aggressive |" in told
+    assert "Time ratios are against none." in told
     assert "does not count" in told
     figures = json.loads(file.read_text())
     assert figures["simulated"] is True
@@ -98,4 +101,9 @@ def test_the_cpu_alone_shows_the_process(capsys: pytest.CaptureFixture[str]) -> 
     command = ["bench", "--model", "tiny-sd15", "--size", "64", "--steps", "1"]
     command += ["--levels", "none", "--device", "cpu", "--dtype", "float32"]
     assert cli.main(command) == 0
-    assert "peak process RAM" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "peak process RAM" in told
+    head, _, row = (line for line in told.splitlines() if line.startswith("|"))
+    cells = dict(zip(head.split("|"), row.split("|"), strict=True))
+    stages = {name.strip(): cell.strip() for name, cell in cells.items()}
+    assert all(float(stages[s]) > 0 for s in ("text encoding", "denoising", "decoding"))

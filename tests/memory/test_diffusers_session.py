@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from lowtide.memory import diffusers_session as session
-from lowtide.memory.adapters.diffusers import existing_offload
+from lowtide.memory.adapters.diffusers import existing_offload, modules_of
 from lowtide.memory.adapters.models_folder import add_root, remove_root
 from lowtide.memory.adapters.progress import listening, stop
 from lowtide.memory.adapters.synthetic import write_pipeline
-from lowtide.memory.errors import ConfigError, Interrupted, TargetError
+from lowtide.memory.errors import BudgetError, ConfigError, Interrupted, TargetError
+from lowtide.memory.handles import PipelineHandle
 from lowtide.memory.levels import MemoryOptimizationConfig, OptimizationLevel
+from lowtide.memory.strategies.budget import estimate
+from lowtide.memory.units import MIB
 from lowtide.tests.memory.tiny import held, now
 
 LEVELS = ("none", "balanced", "aggressive", "ultra")
@@ -148,6 +151,91 @@ def test_running_out_of_memory_leaves_nothing_and_the_next_run_works(accelerator
         image(handle)
     assert now(accelerator) == base
     assert torch.equal(image(handle), expected)
+
+
+def test_an_idle_pipeline_makes_room_for_another(accelerator: Any) -> None:
+    one, other = (session.load("tiny", "auto") for _ in range(2))
+    expected = image(one)
+    size = one.loaded.on_device(accelerator.device)
+    image(other)
+    assert one.loaded.on_device(accelerator.device) == size, "there was room for both"
+    other.loaded.undo()
+    accelerator(capacity=held(accelerator)[0] + size * 3 // 4)
+    assert torch.equal(image(other), expected)
+    assert one.loaded.on_device(accelerator.device) == 0
+    assert torch.equal(image(one), expected)
+    assert other.loaded.on_device(accelerator.device) == 0
+    one.loaded.undo()
+
+
+def test_an_idle_pipeline_makes_room_under_a_budget(accelerator: Any) -> None:
+    one = session.load("tiny", "auto")
+    image(one)
+    need = estimate(config("none"), one.pipeline, modules_of(one.pipeline), edge=64).total
+    asked = config("none", budget_bytes=need * 9 // 8 + MIB)
+    plain = session.load("tiny", "auto")
+    other = PipelineHandle(plain.loaded, asked, plain.device)
+    image(other)
+    assert one.loaded.on_device(accelerator.device) == 0
+    other.loaded.undo()
+
+
+def test_a_budget_is_settled_for_the_size_and_batch_asked_for(accelerator: Any) -> None:
+    plain = session.load("tiny", "auto")
+    parts = modules_of(plain.pipeline)
+    need = {
+        (level, edge, images): estimate(
+            config(level), plain.pipeline, parts, edge=edge, images=images
+        ).total
+        for level in ("none", "balanced", "ultra")
+        for edge in (64, 256)
+        for images in (1, 4)
+    }
+    assert need["none", 64, 1] < need["none", 64, 4] < need["none", 256, 4]
+    budget = need["none", 64, 1]
+    assert need["balanced", 256, 1] <= budget < need["none", 64, 4]
+    handle = PipelineHandle(plain.loaded, config("none", budget_bytes=budget), plain.device)
+    for asked, level in (
+        ({}, "none"),
+        ({"batch_size": 4}, "balanced"),
+        ({}, "none"),
+        ({"width": 256, "height": 256}, "balanced"),
+    ):
+        image(handle, steps=1, **asked)
+        assert handle.optimizer is not None
+        assert handle.optimizer.config.level.value == level, asked
+    handle.loaded.undo()
+
+
+def test_a_budget_no_level_keeps_at_this_size_names_the_smallest(accelerator: Any) -> None:
+    plain = session.load("tiny", "auto")
+    parts = modules_of(plain.pipeline)
+    budget = estimate(config("ultra"), plain.pipeline, parts, edge=64).total
+    handle = PipelineHandle(plain.loaded, config("ultra", budget_bytes=budget), plain.device)
+    image(handle, steps=1)
+    handle.loaded.undo()
+    accelerator.reset_counters()
+    with pytest.raises(BudgetError, match=r"at 512 pixels and 4 images at once; give .* or more"):
+        image(handle, width=512, height=512, batch_size=4)
+    assert accelerator.counters()["h2d"] == 0
+
+
+def test_a_peak_above_the_budget_is_said_with_both_figures(
+    accelerator: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = session.load("tiny", "auto")
+    budget = estimate(config("none"), plain.pipeline, modules_of(plain.pipeline), edge=64).total
+    handle = PipelineHandle(plain.loaded, config("none", budget_bytes=2 * budget), plain.device)
+    with caplog.at_level("WARNING", "lowtide"):
+        image(handle, steps=1)
+        assert caplog.messages == []
+        monkeypatch.setattr("lowtide.memory.strategies.budget._activations", lambda *_: -budget)
+        low = PipelineHandle(plain.loaded, config("none", budget_bytes=4 * MIB), plain.device)
+        image(low, steps=1)
+    (message,) = caplog.messages
+    assert "more than its budget of 4.0 MB" in message
+    assert message.startswith(tuple("123456789"))
+    handle.loaded.undo()
 
 
 def test_a_request_that_cannot_work_moves_nothing(accelerator: Any) -> None:

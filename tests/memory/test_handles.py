@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lowtide.memory.adapters.diffusers import existing_offload
-from lowtide.memory.adapters.synthetic import component_bytes
+from lowtide.memory.adapters.synthetic import build, component_bytes
 from lowtide.memory.errors import BudgetError
 from lowtide.memory.handles import LoadedPipeline, PipelineHandle, live_pipelines, weight_bytes
 from lowtide.memory.levels import MemoryOptimizationConfig
@@ -142,6 +142,23 @@ def test_a_run_that_broke_off_leaves_what_was_there_before_it(
     assert loaded.settle(wanted, accelerator.device, caught.value) is not None
     assert accelerator.allocated <= before
     loaded.undo()
+
+
+def test_a_first_run_that_broke_off_leaves_no_table_of_the_scheduler(accelerator: Any) -> None:
+    wanted = config("none", cleanup="off")
+    fresh = LoadedPipeline(build("tiny-sdxl", "float16"), "fresh")
+    fresh.apply(wanted, accelerator.device)
+    before = held(accelerator)[0]
+
+    def stop(*_: Any) -> Any:
+        raise RuntimeError("as planned")
+
+    with pytest.raises(RuntimeError, match="as planned") as caught:
+        small_run(fresh.pipeline, callback_on_step_end=stop)
+    fresh.settle(wanted, accelerator.device, caught.value)
+    assert accelerator.allocated == before
+    small_run(fresh.pipeline)
+    fresh.undo()
 
 
 def test_live_pipelines_are_listed_by_name_and_not_kept(accelerator: Any) -> None:

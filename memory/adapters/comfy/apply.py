@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
+from ...cleanup import MOMENTS
 from ...errors import BudgetError, TargetError
 from ...levels import MemoryOptimizationConfig, OptimizationLevel
 from ...strategies.base import Applied, Skipped
@@ -19,6 +21,11 @@ RESIDENT_SHARE = {OptimizationLevel.AGGRESSIVE: 0.25, OptimizationLevel.ULTRA: 0
 """Part of a model's weights that stays on the device; a level that is not named has no cap."""
 
 _DYNAMIC = "DynamicVRAM places these weights itself, page by page; Lowtide leaves them to it"
+_DYNAMIC_BUDGET = "left to ComfyUI: DynamicVRAM fills the memory that is free and takes no limit"
+_AFTER_A_RUN = {
+    "always": "off the device after each run",
+    "pressure": "off the device after a run that leaves memory short",
+}
 _TEXT_SHARE = 16
 _TEXT_LEAST = 32 * MIB
 _TEXT_MOST = 256 * MIB
@@ -50,8 +57,10 @@ def divide(config: MemoryOptimizationConfig, *, model: Any, clip: Any, vae: Any)
         None if model is None else _residency(config, model, "model"),
         None if clip is None else _residency(config, clip.patcher, "text encoder"),
         None
-        if vae is None or not (idle or config.enable_vae_tiling)
-        else VaePlan(config if config.enable_vae_tiling else None, idle, config.budget_bytes),
+        if vae is None or not (idle or config.enable_vae_tiling or config.enable_vae_slicing)
+        else VaePlan(
+            config if config.enable_vae_tiling else None, idle, config.budget_bytes, _chunk(config)
+        ),
     )
 
 
@@ -72,12 +81,16 @@ def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: 
     if clip is None or share.clip is None:
         return clip
     part = "text encoder"
-    if not leaves_when_idle(config):
-        entries.append(Skipped("leave when idle", part, f"not part of level {config.level.value}"))
-        return clip
-    if is_dynamic(clip.patcher):
-        entries.append(Skipped("leave when idle", part, _DYNAMIC))
-        return clip
+    dynamic = is_dynamic(clip.patcher)
+    if dynamic or not leaves_when_idle(config):
+        reason = _DYNAMIC if dynamic else f"not part of level {config.level.value}"
+        entries.append(Skipped("leave when idle", part, reason))
+        _say_dynamic_budget(config, clip.patcher, part, entries)
+        if share.clip.cleanup == "off":
+            return clip
+        clone = clip.clone()
+        clone.patcher = _following(share.clip, clone.patcher, part, entries)
+        return clone
     clone = leaving(clip)
     clone.patcher = _capped(config, share.clip, clone.patcher, part, entries)
     entries.append(Applied("leave when idle", part, "off the device after encoding", _unplug))
@@ -89,15 +102,21 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
     if vae is None:
         return vae
     plan = share.vae
+    policy = Residency(cleanup=_policy(config))
     if plan is None:
         reason = f"not part of level {config.level.value}"
         entries.append(Skipped("vae tiling", "vae", reason))
         entries.append(Skipped("leave when idle", "vae", reason))
-        return vae
+        if policy.cleanup == "off" or vae.first_stage_model is None:
+            return vae
+        twin = copy.copy(vae)
+        twin.patcher = _following(policy, vae.patcher, "vae", entries)
+        return twin
     dynamic = is_dynamic(vae.patcher) if getattr(vae, "patcher", None) is not None else False
     if dynamic:
-        plan = VaePlan(plan.config, False, None)
+        plan = VaePlan(plan.config, False, None, plan.chunk)
         entries.append(Skipped("leave when idle", "vae", _DYNAMIC))
+        _say_dynamic_budget(config, vae.patcher, "vae", entries)
     twin = tiling(vae, plan)
     if plan.config is None:
         entries.append(Skipped("vae tiling", "vae", "switched off"))
@@ -112,9 +131,16 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
             shared = f"{plan.config.vae_tile_overlap:.0%} shared"
             name, detail = "vae tiling", f"blended tiles of {edge} pixels, {shared}"
         entries.append(Applied(name, "vae", detail, _unplug))
+    if plan.chunk is not None and tiles(vae):
+        count = "one image" if plan.chunk == 1 else f"at most {plan.chunk} images"
+        entries.append(Applied("vae slicing", "vae", f"{count} at a time", _unplug))
+    elif plan.chunk is not None:
+        entries.append(Skipped("vae slicing", "vae", "it decodes no image: nothing to cut"))
     if plan.leave:
         detail = "off the device after decoding or encoding"
         entries.append(Applied("leave when idle", "vae", detail, _unplug))
+    else:
+        twin.patcher = _following(policy, twin.patcher, "vae", entries)
     return twin
 
 
@@ -125,19 +151,49 @@ def account_for_the_rest(config: MemoryOptimizationConfig, entries: Entries) -> 
         (config.fp8_storage, "fp8 storage", "weights of ComfyUI's models keep their type"),
         (config.attention != "auto", "attention", by_hand),
         (config.forward_chunk_size is not None, "forward chunking", "for diffusers models only"),
-        (config.enable_vae_slicing, "vae slicing", "tiles are decoded one image at a time anyway"),
         (config.cpu_mode, "cpu mode", "text encoder and VAE leave the device when idle instead"),
     )
     entries += [Skipped(name, "all", why) for asked, name, why in wanted if asked]
+    usual = MemoryOptimizationConfig()
+    moments = [name for name in MOMENTS if name != "on_exit"]
+    changed = [name for name in moments if getattr(config, name) != getattr(usual, name)]
+    if changed:
+        why = "ComfyUI's models are cleaned up after a run only, by on_exit"
+        entries.append(Skipped(", ".join(changed), "all", why))
 
 
 def _unplug() -> None:
     """A clone is undone by not using it: the original was never touched."""
 
 
+def _chunk(config: MemoryOptimizationConfig) -> int | None:
+    """Images of a batch the VAE works on at once; ``None`` = as many as the core likes."""
+    return (config.vae_decode_chunk_size or 1) if config.enable_vae_slicing else None
+
+
+def _policy(config: MemoryOptimizationConfig) -> str:
+    """When a model leaves the device after a run."""
+    return config.cleanup if config.on_exit else "off"
+
+
+def _following(residency: Residency, patcher: Any, part: str, entries: Entries) -> Any:
+    """A clone that only follows the cleanup policy; the patcher itself where there is none."""
+    if residency.cleanup == "off":
+        return patcher
+    entries.append(Applied("cleanup", part, _AFTER_A_RUN[residency.cleanup], _unplug))
+    return marked(patcher, residency)
+
+
+def _say_dynamic_budget(
+    config: MemoryOptimizationConfig, patcher: Any, part: str, entries: Entries
+) -> None:
+    if config.budget_bytes is not None and is_dynamic(patcher):
+        entries.append(Skipped("budget", part, _DYNAMIC_BUDGET))
+
+
 def _residency(config: MemoryOptimizationConfig, patcher: Any, part: str) -> Residency:
     if is_dynamic(patcher):
-        return Residency(cleanup=config.cleanup)
+        return Residency(cleanup=_policy(config))
     share = RESIDENT_SHARE.get(config.level)
     if share is not None and part != "model":
         share = 0.0  # it runs once a prompt: what stays resident would save no transfer
@@ -154,7 +210,7 @@ def _residency(config: MemoryOptimizationConfig, patcher: Any, part: str) -> Res
     beside = 0
     if part != "model":
         beside = min(_TEXT_MOST, max(_TEXT_LEAST, size // _TEXT_SHARE))
-    return Residency(cap, budget, streaming, beside, config.cleanup)
+    return Residency(cap, budget, streaming, beside, _policy(config))
 
 
 def _capped(
@@ -167,10 +223,11 @@ def _capped(
     strategy = "resident cap"
     if is_dynamic(patcher):
         entries.append(Skipped(strategy, part, _DYNAMIC))
-        return patcher
+        _say_dynamic_budget(config, patcher, part, entries)
+        return _following(residency, patcher, part, entries)
     if residency.cap is None and residency.budget is None:
         entries.append(Skipped(strategy, part, f"not part of level {config.level.value}"))
-        return patcher if residency.cleanup == "off" else marked(patcher, residency)
+        return _following(residency, patcher, part, entries)
     size = int(patcher.model_size())
     if residency.budget is None:
         assert residency.cap is not None

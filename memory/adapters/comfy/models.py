@@ -98,8 +98,11 @@ def empty_caches() -> None:
     mm.soft_empty_cache()
 
 
-def drop_results_after_this_run() -> bool:
+def drop_results_after_this_run(*, unload: bool) -> bool:
     """Have ComfyUI drop its cached results once the current prompt is done; False without one.
+
+    ``unload`` also takes every model off the device then; without it they stay, unless somebody
+    else asked for that: left unsaid, the core unloads whenever results are dropped.
 
     Never at once: a cache that vanishes under a running prompt breaks it.
     """
@@ -110,7 +113,8 @@ def drop_results_after_this_run() -> bool:
     queue = getattr(instance, "prompt_queue", None)
     if queue is None:
         return False
-    queue.set_flag("unload_models", True)
+    asked = queue.get_flags(reset=False).get("unload_models", False)
+    queue.set_flag("unload_models", unload or asked)
     queue.set_flag("free_memory", True)
     return True
 

@@ -17,6 +17,7 @@ from ...levels import MemoryOptimizationConfig
 from ...strategies.exact_tiling import known, strips
 from .budget import make_room
 from .models import leave_device
+from .tile import Tile, channels_first, clamped
 
 if TYPE_CHECKING:
     _Vae = Any
@@ -37,33 +38,16 @@ _classes: dict[type, type] = {}
 class VaePlan:
     """What a copy does: ``config`` for tiles (``None`` = none), and whether it leaves.
 
-    ``exact`` is settled by ``tiling``: strips instead of blended tiles.
+    ``chunk`` is how many images of a batch are worked on at once; ``None`` leaves it to the core,
+    which takes as many as it has memory for. ``exact`` is settled by ``tiling``: strips instead of
+    blended tiles.
     """
 
     config: MemoryOptimizationConfig | None
     leave: bool
     budget: int | None = None
+    chunk: int | None = None
     exact: bool = False
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A tile's edge and overlap, in what the core's method counts: latents or pixels."""
-
-    edge: int
-    overlap: int
-    frames: int | None = None
-    frames_shared: int | None = None
-
-    def arguments(self) -> dict[str, int | None]:
-        """All of them, always: without an overlap the core builds one from ``None``."""
-        return {
-            "tile_x": self.edge,
-            "tile_y": self.edge,
-            "overlap": self.overlap,
-            "tile_t": self.frames,
-            "overlap_t": self.frames_shared,
-        }
 
 
 class TilingVae(_Vae):
@@ -79,22 +63,26 @@ class TilingVae(_Vae):
         tile = None if _has_options(args, kwargs) else self._tile_of_latent(samples)
         with _Working(self, tile, samples.shape, "decode"):
             if tile is None:
-                return super().decode(samples, *args, **kwargs)
+                if _has_options(args, kwargs):
+                    return super().decode(samples, *args, **kwargs)
+                return self._in_chunks(super().decode, samples)
             if self._in_strips():
                 factor = int(self.spacial_compression_decode())
                 with strips(self.first_stage_model, "decoder", tile.edge * factor, factor):
-                    return super().decode(samples, *args, **kwargs)
+                    return self._in_chunks(super().decode, samples)
             return super().decode_tiled(samples, **tile.arguments())
 
     def encode(self, pixel_samples: Any, *args: Any, **kwargs: Any) -> Any:
         """As the core's; in tiles unless the image fits one."""
         tile = None if _has_options(args, kwargs) else self._tile_of_pixels(pixel_samples)
-        with _Working(self, tile, _channels_first(pixel_samples.shape), "encode"):
+        with _Working(self, tile, channels_first(pixel_samples.shape), "encode"):
             if tile is None:
-                return super().encode(pixel_samples, *args, **kwargs)
+                if _has_options(args, kwargs) or not self._holds_images(pixel_samples):
+                    return super().encode(pixel_samples, *args, **kwargs)
+                return self._in_chunks(super().encode, pixel_samples)
             if self._in_strips():
                 with strips(self.first_stage_model, "encoder", tile.edge, 1):
-                    return super().encode(pixel_samples, *args, **kwargs)
+                    return self._in_chunks(super().encode, pixel_samples)
             return super().encode_tiled(pixel_samples, **tile.arguments())
 
     def decode_tiled(self, samples: Any, *args: Any, **kwargs: Any) -> Any:
@@ -104,16 +92,34 @@ class TilingVae(_Vae):
 
     def encode_tiled(self, pixel_samples: Any, *args: Any, **kwargs: Any) -> Any:
         """As the core's, with the caller's tiles."""
-        with _Working(self, None, _channels_first(pixel_samples.shape), "encode"):
+        with _Working(self, None, channels_first(pixel_samples.shape), "encode"):
             return super().encode_tiled(pixel_samples, *args, **kwargs)
 
     def memory_used_decode(self, shape: Any, dtype: Any) -> Any:
         """The VAE's own estimate, of one tile while tiles are decoded."""
-        return self.lowtide_estimates["decode"](_clamped(shape, self.lowtide_tile), dtype)
+        return self.lowtide_estimates["decode"](clamped(shape, self.lowtide_tile), dtype)
 
     def memory_used_encode(self, shape: Any, dtype: Any) -> Any:
         """The VAE's own estimate, of one tile while tiles are encoded."""
-        return self.lowtide_estimates["encode"](_clamped(shape, self.lowtide_tile), dtype)
+        return self.lowtide_estimates["encode"](clamped(shape, self.lowtide_tile), dtype)
+
+    def _in_chunks(self, work: Callable[[Any], Any], batch: Any) -> Any:
+        """``work`` on a few items of the batch at a time, into one buffer for them all."""
+        chunk = self.lowtide_plan.chunk
+        count = batch.shape[0]
+        if chunk is None or count <= chunk or not tiles(self):
+            return work(batch)
+        whole = None
+        for first in range(0, count, chunk):
+            part = work(batch[first : first + chunk])
+            if whole is None:
+                whole = part.new_empty((count, *part.shape[1:]))
+            whole[first : first + chunk] = part
+        return whole
+
+    def _holds_images(self, pixels: Any) -> bool:
+        """Whether the first dimension counts images or videos, and not one video's frames."""
+        return bool(self.latent_dim == 2 or pixels.ndim == 5 or getattr(self, "not_video", False))
 
     def _in_strips(self) -> bool:
         """Asked at every call: other nodes may have changed the layers since."""
@@ -141,7 +147,7 @@ class TilingVae(_Vae):
         def tile(edge: int) -> Tile:
             return Tile(edge, self._overlap(edge // factor) * factor, FRAMES, FRAMES_SHARED)
 
-        return self._fitting("encode", _channels_first(pixels.shape), factor, tile)
+        return self._fitting("encode", channels_first(pixels.shape), factor, tile)
 
     def _fitting(
         self, work: str, shape: Any, factor: int, tile: Callable[[int], Tile]
@@ -164,7 +170,7 @@ class TilingVae(_Vae):
         if budget is not None and config.vae_tile_size is None:
             room = budget - int(self.patcher.model_size())
             estimate = self.lowtide_estimates[work]
-            while edge > least and estimate(_clamped(shape, tile(edge)), self.vae_dtype) > room:
+            while edge > least and estimate(clamped(shape, tile(edge)), self.vae_dtype) > room:
                 edge = max(least, edge // 2 // factor * factor)
         return None if max(height, width) <= edge else tile(edge)
 
@@ -189,9 +195,16 @@ class _Working:
         vae = self.vae
         vae.throw_exception_if_invalid()
         vae.lowtide_tile = self.tile
-        plan = vae.lowtide_plan
+        try:
+            self._make_room()
+        except BaseException:  # without an __enter__ there is no __exit__
+            self.__exit__()
+            raise
+
+    def _make_room(self) -> None:
+        vae, plan = self.vae, self.vae.lowtide_plan
         if plan.budget is not None:
-            one = vae.lowtide_estimates[self.work](_clamped(self.shape, self.tile), vae.vae_dtype)
+            one = vae.lowtide_estimates[self.work](clamped(self.shape, self.tile), vae.vae_dtype)
             make_room(vae.patcher, plan.budget, int(one) + int(vae.patcher.model_size()))
 
     def __exit__(self, *_: object) -> None:
@@ -265,17 +278,3 @@ def _plain(vae: Any, samples: Any) -> Any:
 def _has_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the caller passed the VAE options of its own, which tiled methods don't take."""
     return any(bool(value) for value in (*args, *kwargs.values()))
-
-
-def _channels_first(shape: Any) -> tuple[int, ...]:
-    return (shape[0], shape[-1], *shape[1:-1])
-
-
-def _clamped(shape: Any, tile: Tile | None) -> tuple[int, ...]:
-    """The shape of one tile, for an estimate."""
-    if tile is None:
-        return tuple(shape)
-    *rest, height, width = (int(length) for length in shape)
-    if len(rest) == 3 and tile.frames is not None:
-        rest[2] = min(rest[2], tile.frames)
-    return (*rest, min(height, tile.edge), min(width, tile.edge))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lowtide.memory.adapters.generate import Request, check, run
 from lowtide.memory.adapters.progress import Silent, stop
+from lowtide.memory.adapters.synthetic import build
 from lowtide.memory.errors import ConfigError, Interrupted, TargetError
 from lowtide.tests.memory.tiny import TINY, held, used
 
@@ -170,3 +171,14 @@ def test_a_pipeline_without_a_prompt_is_refused() -> None:
 
     with pytest.raises(TargetError, match="Upscaler takes no prompt"):
         check(Upscaler(), REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("tiny-sd15", "vae"), ("tiny-sdxl", "unet"), ("tiny-flux", "transformer")]
+)
+def test_a_pipeline_that_could_make_no_image_is_refused(name: str, part: str) -> None:
+    pipe = build(name, "float32")
+    check(pipe, REQUEST)
+    setattr(pipe, part, None)
+    with pytest.raises(TargetError, match=f"has no {part} loaded, .* load a pipeline whose folder"):
+        check(pipe, REQUEST)

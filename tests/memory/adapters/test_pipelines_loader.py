@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lowtide.memory.adapters.pipelines_loader import (
+    _variant,
     bytes_wanted,
     fingerprint,
     load_pipeline,
@@ -212,3 +213,11 @@ def test_the_bytes_wanted_are_all_or_the_largest_part() -> None:
     sizes = component_bytes(pipe).values()
     assert bytes_wanted(pipe, "none") == sum(sizes)
     assert bytes_wanted(pipe, "sequential") == max(sizes)
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_several_variants_fp16_is_taken_in_any_order(turn: int) -> None:
+    files = [f"model.{variant}.safetensors" for variant in ("bf16", "fp16", "non_ema")][::turn]
+    assert _variant(files) == "fp16"
+    assert _variant([file for file in files if "fp16" not in file]) == "bf16"
+    assert _variant([*files, "model.safetensors"]) is None

@@ -14,7 +14,13 @@ from lowtide.tests.hosts.comfyui import Installation, survey
 
 INSIDE = Path(__file__).parent / "inside"
 SITE = Path(__file__).resolve().parents[3] / "accelerator" / "site"
-PLACES = {"residency": ("cpu", "npu"), "tiles": ("cpu", "npu"), "idle": ("npu",), "hooks": ("cpu",)}
+PLACES = {
+    "residency": ("cpu", "npu"),
+    "tiles": ("cpu", "npu"),
+    "idle": ("npu",),
+    "hooks": ("cpu",),
+    "applied": ("npu",),
+}
 
 INSTALLATIONS, REFUSED = survey()
 

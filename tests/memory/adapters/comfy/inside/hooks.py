@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
+from types import SimpleNamespace
 
 import comfy.model_management as mm
 import execution
+from lowtide.memory import session
 from lowtide.memory.adapters.comfy import executor
 from lowtide.memory.adapters.comfy.patchers import Residency, marked
 from small import load, patcher, unload
@@ -242,3 +245,25 @@ def case_pressure_looks_at_what_is_free() -> None:
             assert executor._is_short("cpu") is short
     finally:
         backend.mem_get_info = info
+
+
+def case_a_cleanup_of_ram_alone_unloads_no_model() -> None:
+    """What ComfyUI's worker reads after a prompt: it unloads with the results unless told not."""
+    keep = sys.modules.get("server")
+    for targets, unloads in (
+        (("ram",), False),
+        (("both",), True),
+        (("both", "ram"), True),
+        (("ram", "both"), True),
+    ):
+        queue = execution.PromptQueue(SimpleNamespace())
+        instance = SimpleNamespace(prompt_queue=queue)
+        sys.modules["server"] = SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
+        try:
+            for target in targets:
+                session.force_cleanup(target)
+        finally:
+            sys.modules.pop("server")
+            if keep is not None:
+                sys.modules["server"] = keep
+        assert queue.get_flags() == {"unload_models": unloads, "free_memory": True}, targets

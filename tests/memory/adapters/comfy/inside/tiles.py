@@ -315,3 +315,52 @@ def case_a_tile_under_the_vaes_factor_says_so() -> None:
         assert "64 pixels" in str(error)
     else:
         raise AssertionError("it was accepted")
+
+
+class Counted:
+    """Notes how many images the model is given at once, for the length of a block."""
+
+    def __init__(self, work: str) -> None:
+        self.work = work
+        self.model = VAE.first_stage_model
+        self.counts: list[int] = []
+
+    def __enter__(self) -> list[int]:
+        original = getattr(self.model, self.work)
+
+        def counted(batch, *args, **kwargs):
+            self.counts.append(batch.shape[0])
+            return original(batch, *args, **kwargs)
+
+        setattr(self.model, self.work, counted)
+        return self.counts
+
+    def __exit__(self, *_: object) -> None:
+        delattr(self.model, self.work)
+
+
+def case_a_batch_is_worked_on_in_chunks() -> None:
+    latents = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    images = torch.rand(3, 128, 128, 3, generator=torch.Generator().manual_seed(4))
+    for work, batch in (("decode", latents), ("encode", images)):
+        with torch.inference_mode(), Counted(work) as counts:
+            expected = getattr(VAE, work)(batch)
+        assert counts == [3], "the core takes a batch at once"
+        for config in (balanced(vae_tile_size=64), None):
+            for chunk, sizes in ((1, [1, 1, 1]), (2, [2, 1]), (None, [3])):
+                twin = tiling(VAE, VaePlan(config, leave=False, chunk=chunk))
+                with torch.inference_mode(), Counted(work) as counts:
+                    found = getattr(twin, work)(batch)
+                assert counts == sizes, (work, chunk, counts)
+                assert (found.shape, found.device) == (expected.shape, expected.device)
+                assert relative(found, expected) <= 1e-5, (work, chunk)
+
+
+def case_frames_of_a_video_are_no_batch() -> None:
+    twin = tiling(VAE, VaePlan(None, leave=False, chunk=1))
+    assert twin._holds_images(IMAGE)
+    twin.latent_dim = 3
+    assert not twin._holds_images(IMAGE)
+    assert twin._holds_images(IMAGE.unsqueeze(0))
+    twin.not_video = True
+    assert twin._holds_images(IMAGE)

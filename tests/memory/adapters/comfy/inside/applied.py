@@ -1,0 +1,159 @@
+"""Cases, on the simulated accelerator: what becomes of MODEL, CLIP and VAE, and what is said."""
+
+from __future__ import annotations
+
+import comfy.sd
+from idle import CLIP, clean, encode, held
+from lowtide.memory.adapters.comfy import apply, executor, vae
+from lowtide.memory.adapters.comfy.patchers import residency_of
+from lowtide.memory.levels import MemoryOptimizationConfig
+from lowtide.memory.report import OptimizationReport
+from small import load, patcher
+from tiles import IMAGE, LATENT, VAE
+
+KINDS = ("model", "clip", "vae")
+
+
+def optimized(level: str, **more: object) -> tuple[dict[str, object], OptimizationReport]:
+    config = MemoryOptimizationConfig.from_level(level, **more)
+    given = {"model": MODEL, "clip": CLIP, "vae": VAE}
+    share = apply.divide(config, **given)
+    entries: list[object] = []
+    found = {
+        kind: getattr(apply, f"to_{kind}")(config, share, given[kind], entries) for kind in KINDS
+    }
+    apply.account_for_the_rest(config, entries)
+    return found, OptimizationReport(config.level, "npu:0", entries)
+
+
+def patcher_of(one: object) -> object:
+    return getattr(one, "patcher", one)
+
+
+def lines(report: OptimizationReport, strategy: str) -> list[str]:
+    return [line for line in report.text().splitlines() if line[2:].startswith(strategy)]
+
+
+class Dynamic:
+    """Makes every patcher say that the core places its weights, as DynamicVRAM's do."""
+
+    def __enter__(self) -> None:
+        self.asked = apply.is_dynamic
+        apply.is_dynamic = lambda _patcher: True
+
+    def __exit__(self, *_: object) -> None:
+        apply.is_dynamic = self.asked
+
+
+MODEL = patcher()
+
+
+def use(found: dict[str, object]) -> None:
+    load(found["model"])
+    encode(found["clip"])
+    found["vae"].decode(LATENT)
+
+
+def case_the_policy_reaches_every_model_at_none() -> None:
+    for cleanup in ("pressure", "always"):
+        found, report = optimized("none", cleanup=cleanup)
+        for kind, one in found.items():
+            assert residency_of(patcher_of(one)).cleanup == cleanup, kind
+        (line,) = lines(report, "cleanup")
+        assert line.startswith("+ cleanup (model, text encoder, vae): off the device after"), line
+
+
+def case_nothing_is_left_after_a_run_at_none() -> None:
+    for cleanup, left in (("off", True), ("always", False)):
+        clean()
+        start = held()
+        found, _ = optimized("none", cleanup=cleanup)
+        use(found)
+        assert held() > start
+        executor._release_after_run()
+        assert (held() > start) is left, cleanup
+    clean()
+
+
+def case_the_originals_carry_no_policy() -> None:
+    optimized("none", cleanup="always")
+    for one in (MODEL, CLIP, VAE):
+        assert residency_of(patcher_of(one)) is None
+    assert type(VAE) is comfy.sd.VAE
+
+
+def case_without_a_policy_the_models_of_none_are_the_given_ones() -> None:
+    for more in ({"cleanup": "off"}, {"cleanup": "always", "on_exit": False}):
+        found, report = optimized("none", **more)
+        assert (found["model"], found["clip"], found["vae"]) == (MODEL, CLIP, VAE)
+        assert lines(report, "cleanup") == []
+
+
+def case_the_policy_reaches_every_model_under_dynamic_vram() -> None:
+    with Dynamic():
+        for level in ("none", "balanced", "ultra"):
+            found, report = optimized(level, cleanup="always")
+            for kind, one in found.items():
+                assert residency_of(patcher_of(one)).cleanup == "always", (level, kind)
+            (line,) = lines(report, "cleanup")
+            assert "(model, text encoder, vae)" in line
+
+
+def case_a_budget_under_dynamic_vram_is_left_to_the_core_and_said() -> None:
+    with Dynamic():
+        for level in ("none", "aggressive"):
+            _, report = optimized(level, budget_bytes=1 << 30)
+            (line,) = lines(report, "budget")
+            assert line.startswith("- budget (model, text encoder, vae): left to ComfyUI"), line
+        _, report = optimized("none")
+        assert lines(report, "budget") == []
+    _, report = optimized("none", budget_bytes=1 << 30)
+    assert lines(report, "budget") == []
+
+
+def case_slicing_is_honoured_and_said() -> None:
+    for more, said in (
+        ({}, "+ vae slicing (vae): one image at a time"),
+        ({"vae_decode_chunk_size": 3}, "+ vae slicing (vae): at most 3 images at a time"),
+        ({"enable_vae_tiling": False}, "+ vae slicing (vae): one image at a time"),
+    ):
+        found, report = optimized("balanced", **more)
+        assert lines(report, "vae slicing") == [said]
+        assert found["vae"].lowtide_plan.chunk == more.get("vae_decode_chunk_size", 1)
+    found, report = optimized("balanced", enable_vae_slicing=False)
+    assert lines(report, "vae slicing") == []
+    assert found["vae"].lowtide_plan.chunk is None
+    found, _ = optimized("none", enable_vae_slicing=True)
+    assert found["vae"].lowtide_plan.chunk == 1
+
+
+def case_a_vae_that_finds_no_room_is_as_before_and_leaves() -> None:
+    clean()
+    start = held()
+    found, _ = optimized("balanced", budget_bytes=1 << 30)
+    load(found["vae"].patcher)
+    assert held() > start
+    keep = vae.make_room
+    vae.make_room = lambda *_: 1 / 0
+    try:
+        for work, value in (("decode", LATENT), ("encode", IMAGE)):
+            try:
+                getattr(found["vae"], work)(value)
+            except ZeroDivisionError:
+                pass
+            else:
+                raise AssertionError("the failure was swallowed")
+            assert found["vae"].lowtide_tile is None, work
+            assert held() == start, work
+    finally:
+        vae.make_room = keep
+    clean()
+
+
+def case_moments_of_cleanup_that_native_models_lack_are_named() -> None:
+    _, report = optimized("none", cleanup="always", after_step=True, after_load=False)
+    (line,) = lines(report, "after_")
+    assert line.startswith("- after_load, after_step (all): ComfyUI's models"), line
+    for more in ({}, {"on_exit": False}):
+        _, report = optimized("none", cleanup="always", **more)
+        assert lines(report, "after_") == []
