@@ -1,9 +1,9 @@
-"""Lets a pipeline change its own structure while it is optimised: LoRAs, adapters, fusions.
+"""Lets a pipeline change its structure or be saved while it is optimised: LoRAs, fusions, files.
 
 Hooks on weights and a change of the modules that own them don't go together: diffusers re-enables
 an offload on its default device, and peft gives an adapter the type of the layer it joins, which
-would be FP8. So the methods below run on the plain pipeline: Lowtide undoes itself, lets the
-method work, and applies itself again.
+would be FP8. A file would hold FP8 too, or lack what is on the meta device. So the methods below
+run on the plain pipeline: Lowtide undoes itself, lets the method work, and applies itself again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ METHODS = (
     "unload_ip_adapter",
     "fuse_qkv_projections",
     "unfuse_qkv_projections",
+    "save_pretrained",
+    "save_lora_weights",
 )
 
 Suspended = Callable[[str], AbstractContextManager[None]]
