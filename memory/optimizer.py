@@ -25,7 +25,7 @@ from .evict import evict
 from .levels import MemoryOptimizationConfig, OptimizationLevel
 from .report import OptimizationReport
 from .strategies.base import Applied, Outcome, Undo, override, undo_all
-from .strategies.structure import guard
+from .strategies.structure import guard, guard_part
 from .targets import parts_of
 
 logger = logging.getLogger("lowtide")
@@ -174,6 +174,7 @@ class MemoryOptimizer:
             ) from failure
         parts = pipelines.modules_of(pipe).values()
         self._undos += [override(part, _IN_FORCE, weakref.ref(self)) for part in parts]
+        self._undos += [guard_part(part, self._plain) for part in parts]
         self._in_force, self._chosen = config, config.to_dict()
         self.report = OptimizationReport(config.level, str(self.device), entries, notes)
 

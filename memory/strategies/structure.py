@@ -12,6 +12,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
+
 from .base import Method, Undo, undo_all, wrap_method
 
 METHODS = (
@@ -29,14 +31,44 @@ METHODS = (
     "save_pretrained",
     "save_lora_weights",
 )
+PART_METHODS = (
+    "add_adapter",
+    "load_adapter",
+    "load_lora_adapter",
+    "load_attn_procs",
+    "delete_adapter",
+    "delete_adapters",
+    "unload_lora",
+    "fuse_lora",
+    "unfuse_lora",
+    "fuse_qkv_projections",
+    "unfuse_qkv_projections",
+    "resize_token_embeddings",
+    "save_pretrained",
+    "save_lora_adapter",
+    "save_attn_procs",
+)
+"""Of components, diffusers' and transformers'. ``set_attn_processor`` is not among them: some
+pipelines call it in every run."""
 
 Suspended = Callable[[str], AbstractContextManager[None]]
 
 
 def guard(pipe: Any, suspended: Suspended) -> Undo:
     """Run the pipeline's structure-changing methods inside ``suspended(name)``."""
+    return _guard(pipe, METHODS, suspended)
+
+
+def guard_part(part: torch.nn.Module, suspended: Suspended) -> Undo:
+    """The same for one of its components, which may be changed directly."""
+    return _guard(part, PART_METHODS, suspended)
+
+
+def _guard(owner: Any, methods: tuple[str, ...], suspended: Suspended) -> Undo:
     undos = [
-        wrap_method(pipe, name, _plain(name, suspended)) for name in METHODS if hasattr(pipe, name)
+        wrap_method(owner, name, _plain(name, suspended))
+        for name in methods
+        if hasattr(owner, name)
     ]
     return lambda: undo_all(reversed(undos))
 
