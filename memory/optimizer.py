@@ -8,6 +8,7 @@ was, and nothing of it in the device's cache.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -23,14 +24,15 @@ from .errors import LowtideError
 from .evict import evict
 from .levels import MemoryOptimizationConfig, OptimizationLevel
 from .report import OptimizationReport
-from .strategies.base import Applied, Outcome, Undo, undo_all
-from .strategies.structure import guard
+from .strategies.base import Applied, Outcome, Undo, override, undo_all
+from .strategies.structure import guard, guard_part
 from .targets import parts_of
 
 logger = logging.getLogger("lowtide")
 
 _IN_FORCE = "_lowtide_optimizer"
-"""The pipeline's attribute that names the optimizer in force on it.
+"""The attribute of a pipeline that names the optimizer in force on it; its components have a weak
+reference there, since other pipelines may be made of them, or copies.
 
 A registry here would keep both, and what they hold on the device, for ever: each refers to the
 other, and as a plain cycle they can be collected.
@@ -93,7 +95,8 @@ class MemoryOptimizer:
         """Apply the configuration to ``pipe`` and return the same object.
 
         Again with the same configuration it does nothing; with a changed one, or on another
-        pipeline, what is in force is undone first.
+        pipeline, what is in force is undone first. So is what another optimizer has in force on
+        this pipeline, or on one that shares a component with it.
 
         Raises:
             TargetError: no pipeline, or one that lacks the VAE its class asks for.
@@ -106,8 +109,7 @@ class MemoryOptimizer:
             return pipe
         if self.pipeline is not None:
             self.undo()
-        other = vars(pipe).get(_IN_FORCE)
-        if other is not None:
+        for other in _holders(pipe):
             other.undo()
         self._asked.validate(device_bytes=self._total)
         self._apply(pipe)
@@ -170,6 +172,9 @@ class MemoryOptimizer:
                 f"{type(failure).__name__}: {failure}. Undone: "
                 f"{', '.join(dict.fromkeys(done)) or 'nothing had been applied'}"
             ) from failure
+        parts = pipelines.modules_of(pipe).values()
+        self._undos += [override(part, _IN_FORCE, weakref.ref(self)) for part in parts]
+        self._undos += [guard_part(part, self._plain) for part in parts]
         self._in_force, self._chosen = config, config.to_dict()
         self.report = OptimizationReport(config.level, str(self.device), entries, notes)
 
@@ -224,3 +229,15 @@ class MemoryOptimizer:
                 raise
         self._clean("after_lora")
         logger.debug("%s ran on the plain pipeline; the optimisation is in force again", method)
+
+
+def _holders(pipe: Any) -> Iterator[MemoryOptimizer]:
+    """The optimizers in force on the pipeline or on any of its components."""
+    whole = vars(pipe).get(_IN_FORCE)
+    if whole is not None:
+        yield whole
+    for part in pipelines.modules_of(pipe).values():
+        mark = vars(part).get(_IN_FORCE)
+        holder = None if mark is None else mark()
+        if holder is not None:
+            yield holder

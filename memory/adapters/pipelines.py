@@ -37,7 +37,7 @@ from .diffusers import (
     restore_offload,
 )
 
-__all__ = ["apply_all", "require_pipeline", "settle"]
+__all__ = ["apply_all", "modules_of", "require_pipeline", "settle"]
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,

