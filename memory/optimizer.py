@@ -76,6 +76,7 @@ class MemoryOptimizer:
         self._chosen: dict[str, Any] = {}
         self._applied_from: dict[str, Any] | None = None
         self._undos: list[Undo] = []
+        self._parts: dict[str, torch.nn.Module] = {}
         self._unguard: Undo | None = None
         self._suspended = False
         self.pipeline: Any = None
@@ -94,9 +95,9 @@ class MemoryOptimizer:
     def optimize_pipeline(self, pipe: Any) -> Any:
         """Apply the configuration to ``pipe`` and return the same object.
 
-        Again with the same configuration it does nothing; with a changed one, or on another
-        pipeline, what is in force is undone first. So is what another optimizer has in force on
-        this pipeline, or on one that shares a component with it.
+        Again with the same configuration it does nothing; with a changed one, with components
+        exchanged, or on another pipeline, what is in force is undone first. So is what another
+        optimizer has in force on this pipeline, or on one that shares a component with it.
 
         Raises:
             TargetError: no pipeline, or one that lacks the VAE its class asks for.
@@ -105,7 +106,11 @@ class MemoryOptimizer:
         """
         pipelines.require_pipeline(pipe)
         self._take_over_changes()
-        if self.pipeline is pipe and self._applied_from == self._asked.to_dict():
+        if (
+            self.pipeline is pipe
+            and self._applied_from == self._asked.to_dict()
+            and self._parts == pipelines.modules_of(pipe)
+        ):
             return pipe
         if self.pipeline is not None:
             self.undo()
@@ -138,6 +143,7 @@ class MemoryOptimizer:
             self._take_back()
         finally:
             self.pipeline = self._in_force = self._applied_from = None
+            self._parts = {}
 
     def __enter__(self) -> MemoryOptimizer:
         return self
@@ -172,7 +178,8 @@ class MemoryOptimizer:
                 f"{type(failure).__name__}: {failure}. Undone: "
                 f"{', '.join(dict.fromkeys(done)) or 'nothing had been applied'}"
             ) from failure
-        parts = pipelines.modules_of(pipe).values()
+        self._parts = pipelines.modules_of(pipe)
+        parts = self._parts.values()
         self._undos += [override(part, _IN_FORCE, weakref.ref(self)) for part in parts]
         self._undos += [guard_part(part, self._plain) for part in parts]
         self._in_force, self._chosen = config, config.to_dict()
