@@ -24,6 +24,7 @@ from .errors import LowtideError
 from .evict import evict
 from .levels import MemoryOptimizationConfig, OptimizationLevel
 from .report import OptimizationReport
+from .strategies import placement
 from .strategies.base import Applied, Outcome, Undo, override, undo_all
 from .strategies.structure import guard, guard_part
 from .targets import parts_of
@@ -95,7 +96,8 @@ class MemoryOptimizer:
     def optimize_pipeline(self, pipe: Any) -> Any:
         """Apply the configuration to ``pipe`` and return the same object.
 
-        Again with the same configuration it does nothing; with a changed one, with components
+        Again with the same configuration it only brings back what a release took off the device
+        and no hook would bring; with a changed one, with components
         exchanged, or on another pipeline, what is in force is undone first. So is what another
         optimizer has in force on this pipeline, or on one that shares a component with it.
 
@@ -111,6 +113,7 @@ class MemoryOptimizer:
             and self._applied_from == self._asked.to_dict()
             and self._parts == pipelines.modules_of(pipe)
         ):
+            self._place_again()
             return pipe
         if self.pipeline is not None:
             self.undo()
@@ -123,6 +126,21 @@ class MemoryOptimizer:
         logger.info("%s", self.report.text() if self.report else "")
         self._clean("after_load")
         return pipe
+
+    @property
+    def placed(self) -> tuple[str, ...]:
+        """Components put on the device to stay: no hook brings them back after a release."""
+        if self.pipeline is None or self.report is None or self.device.type == "cpu":
+            return ()
+        return tuple(e.component for e in self.report.applied if e.strategy == placement.NAME)
+
+    def _place_again(self) -> None:
+        try:
+            for name in self.placed:
+                self._parts[name].to(self.device)
+        except BaseException:
+            self.undo()
+            raise
 
     def _take_over_changes(self) -> None:
         """Settings changed by hand on the configuration a budget chose are asked for, too."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lowtide.memory.adapters import pipelines
 from lowtide.memory.adapters.diffusers import existing_offload
+from lowtide.memory.cleanup import release
 from lowtide.memory.errors import ConfigError, DeviceError, LowtideError, TargetError
 from lowtide.memory.levels import MemoryOptimizationConfig, OptimizationLevel
 from lowtide.memory.optimizer import MemoryOptimizer
@@ -75,6 +76,18 @@ def test_the_same_configuration_again_does_nothing(accelerator: Any, pipe: Any) 
     assert optimizer.report is report
     inside.check()
     assert accelerator.counters()["h2d"] == 0
+
+
+def test_a_placed_pipeline_is_brought_back_after_a_release(accelerator: Any, pipe: Any) -> None:
+    before, optimizer = Untouched(pipe), MemoryOptimizer("none")
+    optimizer.optimize_pipeline(pipe)
+    expected = small_run(pipe)
+    release(optimizer)
+    optimizer.optimize_pipeline(pipe)
+    assert pipe.unet.device == accelerator.device
+    assert torch.equal(small_run(pipe), expected)
+    optimizer.undo()
+    before.check()
 
 
 def test_a_changed_configuration_is_applied_anew(accelerator: Any, pipe: Any) -> None:
