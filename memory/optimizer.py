@@ -143,13 +143,12 @@ class MemoryOptimizer:
             raise
 
     def _take_over_changes(self) -> None:
-        """Settings changed by hand on the configuration a budget chose are asked for, too."""
+        """A configuration a budget chose, once changed by hand, is what is asked for."""
         chosen = self._in_force
         if chosen is None or chosen is self._asked:
             return
-        changed = {n: v for n, v in chosen.to_dict().items() if v != self._chosen[n]}
-        if changed:
-            self._asked = self._asked.replace(**changed)
+        if chosen.to_dict() != self._chosen:
+            self._asked = chosen.replace()
 
     def undo(self) -> None:
         """Leave the pipeline as it was before; nothing if nothing is in force."""
