@@ -66,10 +66,10 @@ class MemoryOptimizer:
         self.device = backend.device_of(device)
         found = snapshot(self.device)
         self._total = found.total
-        if config is None or config == OptimizationLevel.AUTO:
-            self._asked = MemoryOptimizationConfig.auto(found)
-        elif isinstance(config, MemoryOptimizationConfig):
+        if isinstance(config, MemoryOptimizationConfig):
             self._asked = config
+        elif config is None or OptimizationLevel.parse(config) is OptimizationLevel.AUTO:
+            self._asked = MemoryOptimizationConfig.auto(found)
         else:
             self._asked = MemoryOptimizationConfig.from_level(config)
         self._asked.validate()

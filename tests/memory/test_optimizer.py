@@ -242,3 +242,9 @@ def test_auto_follows_the_device(accelerator: Any) -> None:
     assert MemoryOptimizer().config.level is OptimizationLevel.AGGRESSIVE
     accelerator(capacity="5G")
     assert MemoryOptimizer("auto").config.level is OptimizationLevel.ULTRA
+
+
+@pytest.mark.parametrize("name", ["auto", "AUTO", " Auto "])
+def test_auto_in_any_case_follows_the_device_given(accelerator: Any, name: str) -> None:
+    assert MemoryOptimizer(name, device="cpu").config.cpu_mode
+    assert not MemoryOptimizer(name, device=accelerator.device).config.cpu_mode
