@@ -51,6 +51,7 @@ class LoadedPipeline:
         key = (config.to_dict(), str(device))
         if self.optimizer is not None:
             if self._key == key:
+                self.optimizer.optimize_pipeline(self.pipeline)
                 return self.optimizer
             self.undo()
         optimizer = MemoryOptimizer(config.replace(), device=device)
@@ -67,10 +68,10 @@ class LoadedPipeline:
     def release(self, device: Any = None, error: BaseException | None = None) -> Receipt:
         """Leave nothing of the pipeline on the device; the next ``apply`` makes it ready again.
 
-        Offload hooks stay: they move the weights back by themselves. A pipeline placed as a whole
+        Offload hooks stay: they move the weights back by themselves. What was placed to stay
         is undone, so that applying places it again.
         """
-        if self.optimizer is not None and self.optimizer.config.offload == "none":
+        if self.optimizer is not None and self.optimizer.placed:
             self.undo()
         return release(self.pipeline, device=device, error=error)
 
@@ -85,7 +86,7 @@ class LoadedPipeline:
             return self.release(device, error)
         if error is None:
             return None
-        if config.offload != "none":
+        if self.optimizer is not None and not self.optimizer.placed:
             return self.release(device, error)
         for _, part in parts_of(self.pipeline):
             if not isinstance(part, torch.nn.Module):  # a scheduler's tables came with the run

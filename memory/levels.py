@@ -133,7 +133,10 @@ class MemoryOptimizationConfig:
 
     def __setattr__(self, name: str, value: Any) -> None:
         check_known(name, FIELD_NAMES)
-        if name in ("level", "requested_level") and value is not None:
+        # None is what `requested_level` is constructed with, and never what it holds.
+        if name == "level" or (
+            name == "requested_level" and (value is not None or name in self.__dict__)
+        ):
             value = OptimizationLevel.parse(value)
         if name == "level":
             if value is OptimizationLevel.AUTO:

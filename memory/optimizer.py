@@ -24,6 +24,7 @@ from .errors import LowtideError
 from .evict import evict
 from .levels import MemoryOptimizationConfig, OptimizationLevel
 from .report import OptimizationReport
+from .strategies import placement
 from .strategies.base import Applied, Outcome, Undo, override, undo_all
 from .strategies.structure import guard, guard_part
 from .targets import parts_of
@@ -65,10 +66,10 @@ class MemoryOptimizer:
         self.device = backend.device_of(device)
         found = snapshot(self.device)
         self._total = found.total
-        if config is None or config == OptimizationLevel.AUTO:
-            self._asked = MemoryOptimizationConfig.auto(found)
-        elif isinstance(config, MemoryOptimizationConfig):
+        if isinstance(config, MemoryOptimizationConfig):
             self._asked = config
+        elif config is None or OptimizationLevel.parse(config) is OptimizationLevel.AUTO:
+            self._asked = MemoryOptimizationConfig.auto(found)
         else:
             self._asked = MemoryOptimizationConfig.from_level(config)
         self._asked.validate()
@@ -76,6 +77,7 @@ class MemoryOptimizer:
         self._chosen: dict[str, Any] = {}
         self._applied_from: dict[str, Any] | None = None
         self._undos: list[Undo] = []
+        self._parts: dict[str, torch.nn.Module] = {}
         self._unguard: Undo | None = None
         self._suspended = False
         self.pipeline: Any = None
@@ -94,9 +96,10 @@ class MemoryOptimizer:
     def optimize_pipeline(self, pipe: Any) -> Any:
         """Apply the configuration to ``pipe`` and return the same object.
 
-        Again with the same configuration it does nothing; with a changed one, or on another
-        pipeline, what is in force is undone first. So is what another optimizer has in force on
-        this pipeline, or on one that shares a component with it.
+        Again with the same configuration it only brings back what a release took off the device
+        and no hook would bring; with a changed one, with components
+        exchanged, or on another pipeline, what is in force is undone first. So is what another
+        optimizer has in force on this pipeline, or on one that shares a component with it.
 
         Raises:
             TargetError: no pipeline, or one that lacks the VAE its class asks for.
@@ -105,7 +108,12 @@ class MemoryOptimizer:
         """
         pipelines.require_pipeline(pipe)
         self._take_over_changes()
-        if self.pipeline is pipe and self._applied_from == self._asked.to_dict():
+        if (
+            self.pipeline is pipe
+            and self._applied_from == self._asked.to_dict()
+            and self._parts == pipelines.modules_of(pipe)
+        ):
+            self._place_again()
             return pipe
         if self.pipeline is not None:
             self.undo()
@@ -119,14 +127,28 @@ class MemoryOptimizer:
         self._clean("after_load")
         return pipe
 
+    @property
+    def placed(self) -> tuple[str, ...]:
+        """Components put on the device to stay: no hook brings them back after a release."""
+        if self.pipeline is None or self.report is None or self.device.type == "cpu":
+            return ()
+        return tuple(e.component for e in self.report.applied if e.strategy == placement.NAME)
+
+    def _place_again(self) -> None:
+        try:
+            for name in self.placed:
+                self._parts[name].to(self.device)
+        except BaseException:
+            self.undo()
+            raise
+
     def _take_over_changes(self) -> None:
-        """Settings changed by hand on the configuration a budget chose are asked for, too."""
+        """A configuration a budget chose, once changed by hand, is what is asked for."""
         chosen = self._in_force
         if chosen is None or chosen is self._asked:
             return
-        changed = {n: v for n, v in chosen.to_dict().items() if v != self._chosen[n]}
-        if changed:
-            self._asked = self._asked.replace(**changed)
+        if chosen.to_dict() != self._chosen:
+            self._asked = chosen.replace()
 
     def undo(self) -> None:
         """Leave the pipeline as it was before; nothing if nothing is in force."""
@@ -138,6 +160,7 @@ class MemoryOptimizer:
             self._take_back()
         finally:
             self.pipeline = self._in_force = self._applied_from = None
+            self._parts = {}
 
     def __enter__(self) -> MemoryOptimizer:
         return self
@@ -172,7 +195,8 @@ class MemoryOptimizer:
                 f"{type(failure).__name__}: {failure}. Undone: "
                 f"{', '.join(dict.fromkeys(done)) or 'nothing had been applied'}"
             ) from failure
-        parts = pipelines.modules_of(pipe).values()
+        self._parts = pipelines.modules_of(pipe)
+        parts = self._parts.values()
         self._undos += [override(part, _IN_FORCE, weakref.ref(self)) for part in parts]
         self._undos += [guard_part(part, self._plain) for part in parts]
         self._in_force, self._chosen = config, config.to_dict()

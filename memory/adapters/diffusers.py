@@ -7,7 +7,7 @@ knows diffusers' and accelerate's hooks. Both libraries are imported on first us
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,10 +85,19 @@ def existing_offload(pipe: Any) -> Existing | None:
     return None
 
 
-def remove_offload(pipe: Any) -> None:
-    """Take away every offload hook on the pipeline, whoever put it there."""
-    pipe.remove_all_hooks()
-    for module in modules_of(pipe).values():
+def remove_offload(pipe: Any, parts: Iterable[torch.nn.Module] | None = None) -> None:
+    """Take away every offload hook on ``parts``, whoever put it there; None = the pipeline's own.
+
+    Those that diffusers renews after each run go too, whichever component they are on by now.
+    """
+    from accelerate.hooks import remove_hook_from_module
+
+    for hook in component_hooks(pipe):
+        hook.remove()
+    pipe._all_hooks = []
+    for module in modules_of(pipe).values() if parts is None else parts:
+        if hasattr(module, "_hf_hook"):
+            remove_hook_from_module(module, recurse=True)
         remove_group_offload(module)
 
 

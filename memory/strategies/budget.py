@@ -75,7 +75,12 @@ def fit(
     first = 0 if automatic else LADDER.index(config.level)
     smallest: tuple[int, OptimizationLevel] | None = None
     for level in LADDER[first:]:
-        candidate = config if level is config.level else _at_level(config, level)
+        try:
+            candidate = config if level is config.level else _at_level(config, level)
+        except ConfigError:
+            if LADDER.index(level) < LADDER.index(config.level):
+                continue  # too gentle for what was set by hand
+            raise
         need = estimate(candidate, pipe, parts, edge=edge, images=images)
         if need.total <= budget:
             return candidate, (

@@ -45,11 +45,13 @@ def apply(config: Placement, pipe: Any) -> list[Outcome]:
 def keep_pipeline_state(pipe: Any, device: torch.device) -> Undo:
     """Snapshot a pipeline before offload hooks come; the undo removes them and restores it.
 
-    Also makes diffusers use exactly ``device``: it takes index 0 for "as last time".
+    The components of now are meant, even if the pipeline has others by then. Also makes diffusers
+    use exactly ``device``: it takes index 0 for "as last time".
     """
     from ..adapters.diffusers import modules_of, remove_offload
 
-    snapshots = [Snapshot(part) for part in modules_of(pipe).values()]
+    parts = list(modules_of(pipe).values())
+    snapshots = [Snapshot(part) for part in parts]
     own = vars(pipe)
     state = {name: own[name] for name in _PIPELINE_STATE if name in own}
     own.pop("_offload_gpu_id", None)
@@ -60,7 +62,7 @@ def keep_pipeline_state(pipe: Any, device: torch.device) -> Undo:
         own.update(state)
 
     def undo() -> None:
-        steps: list[Undo] = [lambda: remove_offload(pipe)]
+        steps: list[Undo] = [lambda: remove_offload(pipe, parts)]
         steps += [snapshot.restore for snapshot in snapshots]
         undo_all([*steps, restore_attributes])
 

@@ -36,7 +36,9 @@ def test_each_level_peaks_no_higher_than_the_one_before(accelerator: Any) -> Non
         assert row.seconds > 0
         assert row.applied
         assert row.h2d is not None
-    assert result.rows[3].h2d < result.rows[2].h2d  # FP8 travels at half the size
+    # FP8 travels at half the size; of an image that is one tile, so that only weights move.
+    small = bench(Place(accelerator.device, accelerator), ALL[2:], size=64)
+    assert small.rows[1].h2d < 0.8 * small.rows[0].h2d
 
 
 def test_rows_come_as_asked_with_none_as_the_reference(accelerator: Any) -> None:

@@ -170,3 +170,17 @@ def test_live_pipelines_are_listed_by_name_and_not_kept(accelerator: Any) -> Non
     del one, two
     gc.collect()
     assert live_pipelines() == others
+
+
+def test_what_cpu_mode_placed_is_on_the_device_in_every_run(
+    accelerator: Any, loaded: LoadedPipeline
+) -> None:
+    wanted = config("balanced", cpu_mode=True, cleanup="always")
+    handle = PipelineHandle(loaded, wanted, accelerator.device)
+    for _ in range(2):
+        handle.activate()
+        assert loaded.pipeline.unet.device == accelerator.device
+        small_run(loaded.pipeline)
+        loaded.settle(wanted, accelerator.device)
+        assert loaded.on_device(accelerator.device) == 0
+    loaded.undo()

@@ -292,3 +292,8 @@ def test_levels_load_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_level_cannot_be_none() -> None:
+    with pytest.raises(ConfigError, match="unknown level None"):
+        MemoryOptimizationConfig().requested_level = None

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lowtide.memory.adapters import pipelines
 from lowtide.memory.adapters.diffusers import existing_offload
+from lowtide.memory.cleanup import release
 from lowtide.memory.errors import ConfigError, DeviceError, LowtideError, TargetError
 from lowtide.memory.levels import MemoryOptimizationConfig, OptimizationLevel
 from lowtide.memory.optimizer import MemoryOptimizer
@@ -75,6 +76,18 @@ def test_the_same_configuration_again_does_nothing(accelerator: Any, pipe: Any) 
     assert optimizer.report is report
     inside.check()
     assert accelerator.counters()["h2d"] == 0
+
+
+def test_a_placed_pipeline_is_brought_back_after_a_release(accelerator: Any, pipe: Any) -> None:
+    before, optimizer = Untouched(pipe), MemoryOptimizer("none")
+    optimizer.optimize_pipeline(pipe)
+    expected = small_run(pipe)
+    release(optimizer)
+    optimizer.optimize_pipeline(pipe)
+    assert pipe.unet.device == accelerator.device
+    assert torch.equal(small_run(pipe), expected)
+    optimizer.undo()
+    before.check()
 
 
 def test_a_changed_configuration_is_applied_anew(accelerator: Any, pipe: Any) -> None:
@@ -172,7 +185,7 @@ def test_a_failing_strategy_leaves_the_pipeline_as_it_was(
     optimizer = MemoryOptimizer("ultra")
     with pytest.raises(LowtideError) as caught:
         optimizer.optimize_pipeline(pipe)
-    for part in ("StableDiffusionPipeline", "ultra", "no streams today", "fp8 storage, exact vae"):
+    for part in ("StableDiffusionPipeline", "ultra", "no streams today", "fp8 storage, vae tiling"):
         assert part in str(caught.value)
     assert optimizer.pipeline is None and optimizer.report is None
     before.check()
@@ -229,3 +242,9 @@ def test_auto_follows_the_device(accelerator: Any) -> None:
     assert MemoryOptimizer().config.level is OptimizationLevel.AGGRESSIVE
     accelerator(capacity="5G")
     assert MemoryOptimizer("auto").config.level is OptimizationLevel.ULTRA
+
+
+@pytest.mark.parametrize("name", ["auto", "AUTO", " Auto "])
+def test_auto_in_any_case_follows_the_device_given(accelerator: Any, name: str) -> None:
+    assert MemoryOptimizer(name, device="cpu").config.cpu_mode
+    assert not MemoryOptimizer(name, device=accelerator.device).config.cpu_mode

@@ -89,3 +89,15 @@ def test_a_budget_larger_than_the_device_is_refused(accelerator: Any) -> None:
     accelerator(capacity="1G")
     with pytest.raises(BudgetError, match="larger than the device"):
         under(2 * GIB, "balanced").optimize_pipeline(build("tiny-sd15", "float32"))
+
+
+@pytest.mark.parametrize("level", ["none", "auto"])
+def test_a_setting_of_the_chosen_level_can_be_changed(accelerator: Any, level: str) -> None:
+    pipe = build("tiny-sd15", "float32")
+    with under(needs(pipe)["balanced"], level) as optimizer:
+        optimizer.optimize_pipeline(pipe)
+        optimizer.config.vae_tile_size = 64
+        optimizer.optimize_pipeline(pipe)
+        assert optimizer.config.level.value == "balanced"
+        assert (optimizer.config.vae_tile_size, optimizer.config.offload) == (64, "component")
+        assert optimizer.config.requested_level.value == level

@@ -50,3 +50,22 @@ def test_one_shared_component_is_enough(accelerator: Any, pipe: Any) -> None:
     assert first.pipeline is None and existing_offload(pipe).kind == "component"
     second.undo()
     assert {p.dtype for p in pipe.unet.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("level", ["none", "balanced", "aggressive", "ultra"])
+def test_a_swapped_component_is_optimised_and_the_old_one_given_back(
+    accelerator: Any, pipe: Any, level: str
+) -> None:
+    old, other = Untouched(pipe), used()
+    new, base = Untouched(other), held(accelerator)
+    mine = pipe.vae
+    with MemoryOptimizer(level) as optimizer:
+        optimizer.optimize_pipeline(pipe)
+        expected = small_run(pipe)
+        pipe.vae = other.vae
+        optimizer.optimize_pipeline(pipe)
+        assert torch.equal(small_run(pipe), expected)
+        pipe.vae = mine
+    old.check()
+    new.check()
+    assert held(accelerator) == base
