@@ -10,8 +10,9 @@ from .checkpoints import checkpoint, diffusers_folder
 from .comfyui import survey
 from .server import Server
 
-# What ComfyUI's loader must survive in a folder's name, in one.
-FOLDER = "Low tide-pack v0.1"
+# A name no Python package could have. Not one with spaces: ComfyUI serves no files of such a pack
+# (``test_loading`` loads those).
+FOLDER = "low-tide.pack-v0.1"
 DEVICES = ("cpu", "npu", "cuda")
 CAPACITY = "4G"
 CHECKPOINT = "random.safetensors"

@@ -170,8 +170,8 @@ def case_a_vae_that_runs_out_of_memory_leaves_too() -> None:
     try:
         with torch.inference_mode():
             twin.decode(LATENT)
-    except torch.OutOfMemoryError:
-        pass
+    except RuntimeError:
+        pass  # out of memory, or what the core's fallback to tiles meets on a half-loaded VAE
     finally:
         current().clear_fault()
     assert held() == start
