@@ -1,7 +1,8 @@
 """diffusers pipelines: what they are made of, what already moves them, and group offloading.
 
 The only file, with its neighbours ``diffusers_casting``, ``diffusers_prefetch`` and
-``diffusers_retype``, that knows diffusers' and accelerate's hooks. Both libraries are imported on first use.
+``diffusers_retype``, that knows diffusers' and accelerate's hooks. Both libraries are imported on
+first use.
 """
 
 from __future__ import annotations
