@@ -18,7 +18,7 @@ help:
 	@echo "make test         lint, types, every test (hosts too where a ComfyUI is found)"
 	@echo "make test-fast    the tests that need neither a ComfyUI nor a minute"
 	@echo "make bench-peers  the levels beside diffusers' own modes and other packages (about 5 minutes)"
-	@echo "make bench-sdxl   SDXL 1.0 at 1024 px, one step, four levels (about 25 minutes, 22 GiB of RAM)"
+	@echo "make bench-sdxl   SDXL 1.0 at 1024 px, one step, four levels (about 13 minutes, 22 GiB of RAM)"
 
 $(STAMP): requirements.txt pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
