@@ -39,6 +39,10 @@ class Skipped:
 Outcome: TypeAlias = Applied | Skipped
 
 
+def with_the_first() -> None:
+    """The undo of an entry whose pipeline is put back by its first entry's undo."""
+
+
 def undo_all(undos: Iterable[Undo]) -> None:
     """Run undos in the order given; each runs even if one before it failed.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .base import Applied, Outcome, Skipped
+from .base import Applied, Outcome, Skipped, with_the_first
 from .placement import keep_pipeline_state
 
 NAME = "component offload"
@@ -46,12 +46,7 @@ def apply(config: ComponentOffload, pipe: Any) -> list[Outcome]:
             "stays on the device: its pipeline excludes it"
             if name in staying
             else f"on {config.device} for its turn",
-            # One undo covers the pipeline; the other entries have nothing of their own to undo.
-            next(pending, _covered),
+            next(pending, with_the_first),
         )
         for name in parts
     ]
-
-
-def _covered() -> None:
-    """Undone together with the first component."""

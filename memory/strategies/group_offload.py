@@ -14,7 +14,7 @@ import torch
 
 from ..backend import supports_streams
 from ..errors import ConfigError
-from .base import Applied, Outcome, Skipped, Undo, undo_all
+from .base import Applied, Outcome, Skipped, Undo, undo_all, with_the_first
 from .placement import keep_pipeline_state
 
 NAME = "group offload"
@@ -62,7 +62,7 @@ def apply(config: GroupOffload, pipe: Any) -> list[Outcome]:
     try:
         for name in names:
             detail = _apply_one(config, parts[name], streams, undos)
-            outcomes.append(Applied(NAME, name, detail, _covered))
+            outcomes.append(Applied(NAME, name, detail, with_the_first))
     except BaseException:
         undo_all(reversed(undos))
         raise
@@ -79,10 +79,6 @@ def apply(config: GroupOffload, pipe: Any) -> list[Outcome]:
             first.strategy, first.component, first.detail, lambda: undo_all(reversed(undos))
         )
     return outcomes
-
-
-def _covered() -> None:
-    """Undone together with the first component."""
 
 
 def _apply_one(

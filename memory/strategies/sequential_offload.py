@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .base import Applied, Outcome
+from .base import Applied, Outcome, with_the_first
 from .placement import keep_pipeline_state
 
 NAME = "sequential offload"
@@ -46,12 +46,7 @@ def apply(config: SequentialOffload, pipe: Any) -> list[Outcome]:
             "stays on the device: its pipeline excludes it"
             if name in staying
             else f"leaf by leaf to {config.device}",
-            # One undo covers the pipeline; the other entries have nothing of their own to undo.
-            next(pending, _covered),
+            next(pending, with_the_first),
         )
         for name in names
     ]
-
-
-def _covered() -> None:
-    """Undone together with the first component."""

@@ -6,9 +6,8 @@ import json
 import pytest
 import torch
 from lowtide.memory import backend, cleanup
-from lowtide.memory.cleanup import MOMENTS, cleanup_due, release
-from lowtide.memory.errors import ConfigError, DeviceError, TargetError
-from lowtide.memory.levels import MemoryOptimizationConfig
+from lowtide.memory.cleanup import release
+from lowtide.memory.errors import DeviceError, TargetError
 from lowtide.memory.receipt import CACHE, OTHERS
 from lowtide.memory.units import GIB, MIB
 from lowtide.tests.memory.toys import Block, Optimizer, Pipeline
@@ -278,46 +277,6 @@ def test_what_holds_no_model_is_refused_before_anything_is_done(accelerator, pip
 def test_a_device_that_is_not_there_is_refused(accelerator):
     with pytest.raises(DeviceError):
         release(device=f"{accelerator.device.type}:7")
-
-
-# -- when --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("moment", [m for m in MOMENTS if m != "after_step"])
-def test_cleanups_follow_policy_and_switch(accelerator, moment):
-    for level, due in (("none", False), ("ultra", True)):
-        config = MemoryOptimizationConfig.from_level(level)
-        assert cleanup_due(config, moment) is due
-        assert cleanup_due(config.replace(**{moment: False}), moment) is False
-
-
-def test_a_cleanup_after_every_step_is_by_choice(accelerator):
-    config = MemoryOptimizationConfig.from_level("ultra")
-    assert not cleanup_due(config, "after_step")
-    assert cleanup_due(config.replace(after_step=True), "after_step")
-
-
-def test_under_pressure_cleanups_wait_until_memory_is_short(accelerator):
-    config = MemoryOptimizationConfig.from_level("balanced")
-    accelerator(capacity="100M")
-    release()
-    used = accelerator.reserved
-    assert not cleanup_due(config, "on_exit", accelerator.device)
-    held = tensor((100 - 12) - (used >> 20), accelerator.device)
-    assert cleanup_due(config, "on_exit", accelerator.device)
-    del held
-    assert cleanup_due(config, "on_exit")  # it is cached, which a cleanup gives back
-
-
-def test_a_device_that_does_not_say_what_is_free_counts_as_short(accelerator):
-    config = MemoryOptimizationConfig.from_level("balanced")
-    assert cleanup_due(config, "on_exit", "cpu")
-
-
-def test_an_unknown_moment_is_refused():
-    config = MemoryOptimizationConfig.from_level("ultra")
-    with pytest.raises(ConfigError, match="after_load, after_lora"):
-        cleanup_due(config, "before_breakfast")
 
 
 # -- for readers -------------------------------------------------------------------------------
