@@ -14,22 +14,33 @@ from typing import TYPE_CHECKING, Any
 from .automatic import resolve_level
 from .errors import BudgetError, ConfigError, TargetError
 from .levels import MemoryOptimizationConfig, OptimizationLevel
+from .rescue import CHOICES
 from .units import format_bytes, gb_to_bytes
 
 if TYPE_CHECKING:
     from .device import DeviceSnapshot
     from .report import OptimizationReport
 
+_RESCUES = {
+    "on": "a node that is out of memory runs again with less",
+    "off": "a node that is out of memory fails",
+}
 CLEANUP_TARGETS = ("vram", "ram", "both")
 
 
-def choose(level: str, budget_gb: float, cleanup: str) -> tuple[MemoryOptimizationConfig, str]:
+def choose(
+    level: str, budget_gb: float, cleanup: str, rescue: str = "on"
+) -> tuple[MemoryOptimizationConfig, str]:
     """The configuration of a level, a budget in GB (0 = none) and a cleanup policy, and why.
+
+    ``rescue`` (on, off) is no part of it: the graph's running prompt is asked for it.
 
     Raises:
         ConfigError: an unknown level or policy, or a budget that is no amount.
         BudgetError: a budget larger than the device.
     """
+    if rescue not in CHOICES:
+        raise ConfigError(f"unknown rescue {rescue!r}; choose one of: {', '.join(CHOICES)}")
     parsed = OptimizationLevel.parse(level)
     found = _detect()
     budget = _budget(budget_gb, found)
@@ -38,7 +49,7 @@ def choose(level: str, budget_gb: float, cleanup: str) -> tuple[MemoryOptimizati
     else:
         config = MemoryOptimizationConfig.from_level(parsed)
     config = config.replace(budget_bytes=budget, cleanup=cleanup)
-    return config, _describe(config, found)
+    return config, _describe(config, found) + f"\nRescue: {_RESCUES[rescue]}"
 
 
 def detection_fingerprint(level: str) -> str:
@@ -86,8 +97,7 @@ def optimize_native(
         )
     from .adapters.comfy import apply, executor
 
-    if config.cleanup != "off":
-        executor.install()
+    executor.follow_policy(config.cleanup if config.on_exit else "off")
     share = apply.divide(config, model=model, clip=clip, vae=vae)
     entries: list[Any] = []
     model = apply.to_model(config, share, model, entries)
@@ -96,6 +106,19 @@ def optimize_native(
     apply.account_for_the_rest(config, entries)
     report = OptimizationReport(config.level, str(comfy.device()), entries)
     return NativeResult(model, clip, vae, report)
+
+
+def begin_to_follow() -> None:
+    """Follow ComfyUI's prompts from now on; nothing outside ComfyUI.
+
+    For nodes to call before the prompt that holds them begins. Never raises.
+    """
+    from .adapters import comfy
+
+    if comfy.present():
+        from .adapters.comfy import executor
+
+        executor.install_quietly()
 
 
 def monitor(node_id: str | None = None) -> tuple[str, dict[str, Any]]:

@@ -41,6 +41,11 @@ class ForceCleanup:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls) -> bool:
+        session.begin_to_follow()
+        return True
+
     def run(self, anything: Any, target: str, unique_id: str | None = None) -> dict[str, Any]:
         text = session.force_cleanup(target, unique_id)
         return {"ui": {"text": [text]}, "result": (anything, text)}

@@ -57,17 +57,33 @@ class MemoryLevelSelector:
                         "device is short of it (pressure), or never (off).",
                     },
                 ),
-            }
+            },
+            "optional": {
+                "rescue": (
+                    ["on", "off"],
+                    {
+                        "default": "on",
+                        "tooltip": "on runs a node that is out of memory again: after freeing what "
+                        "it does not use, with the VAE in tiles, then with weights streamed. Nodes "
+                        "that save or show something are never run twice.",
+                    },
+                ),
+            },
         }
 
     @classmethod
-    def IS_CHANGED(cls, level: str, budget_gb: float, cleanup: str) -> str:
+    def VALIDATE_INPUTS(cls) -> bool:
+        session.begin_to_follow()
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, level: str, budget_gb: float, cleanup: str, rescue: str = "on") -> str:
         return session.detection_fingerprint(level)
 
     def run(
-        self, level: str, budget_gb: float, cleanup: str
+        self, level: str, budget_gb: float, cleanup: str, rescue: str = "on"
     ) -> tuple[MemoryOptimizationConfig, str]:
-        return session.choose(level, budget_gb, cleanup)
+        return session.choose(level, budget_gb, cleanup, rescue)
 
 
 NODE_CLASS_MAPPINGS = {"LowtideMemoryLevelSelector": MemoryLevelSelector}

@@ -37,6 +37,11 @@ class VRAMMonitor:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls) -> bool:
+        session.begin_to_follow()
+        return True
+
     def run(self, anything: Any, unique_id: str | None = None) -> dict[str, Any]:
         text, figures = session.monitor(unique_id)
         return {"ui": {"text": [text]}, "result": (anything, text, figures)}

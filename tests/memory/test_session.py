@@ -54,6 +54,7 @@ def test_a_choice_says_what_was_found_and_decided(device: Any) -> None:
         "Level: ultra (ultra was chosen by hand)",
         "Budget: 1.50 GB",
         "Cleanup: off",
+        "Rescue: a node that is out of memory runs again with less",
     ]
 
 

@@ -1,8 +1,8 @@
 """Lowtide between the nodes of a running ComfyUI.
 
 One method of ComfyUI is wrapped, ``PromptExecutor.add_message``, on first use and never at
-import. From there a progress handler is registered with every prompt: it sees nodes start and
-finish, cached ones too. Nothing may escape from here: an exception in a handler would end the
+import. From there a progress handler is registered with every prompt: it sees nodes start, go on
+and finish, cached ones too. Nothing may escape from here: an exception in a handler would end the
 thread that runs all prompts.
 """
 
@@ -10,65 +10,118 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from ... import backend
-from ...cleanup import PRESSURE_SHARE
-from ...peaks import PeakWindow
-from .models import leave_device
-from .patchers import residency_of
+from ...rescue import Rung
+from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Release, Timelines
+from . import between, rescue, visits
+from .graph import needed_patchers
+from .spans import Recorder
 
 logger = logging.getLogger("lowtide")
 
-Action = Callable[[dict[str, Any]], str]
-"""What to do when a node is found cached: from its inputs to the text it should show."""
-
 _HANDLER = "lowtide"
-_ENDS = ("execution_success", "execution_error", "execution_interrupted")
+_ENDS = {
+    "execution_success": DONE,
+    "execution_error": FAILED,
+    "execution_interrupted": INTERRUPTED,
+}
 
-_actions: dict[str, Action] = {}
-_state: dict[str, Any] = {"original": None, "executor": None, "handler": None, "window": None}
+
+@dataclass
+class _Prompt:
+    """The prompt that is running."""
+
+    executor: Any
+    registry: Any = None
+    recorder: Recorder | None = None
+    done: set[str] = field(default_factory=set)
+    """Nodes whose outputs are known: cached when the prompt began, or finished since."""
+    ran: set[str] = field(default_factory=set)
+    always: bool = False
+    """Whether a model of this prompt has the policy ``always``."""
+    rescue: bool = False
+
+
+_state: dict[str, Any] = {"original": None, "prompt": None}
+_timelines = Timelines()
+_SELECTOR = "LowtideMemoryLevelSelector"
 
 
 def install() -> None:
-    """Begin to follow ComfyUI's prompts, the one that is running included. Idempotent."""
+    """Begin to follow ComfyUI's prompts, the one that is running included. Idempotent.
+
+    For nodes to call while they run, from the thread that runs the prompts.
+    """
+    if _wrap():
+        _guarded(_follow_running)
+
+
+def install_quietly() -> None:
+    """Begin with the next prompt; from any thread, and nothing escapes to the caller."""
+    _guarded(_wrap)
+
+
+def _wrap() -> bool:
+    """Wrap ComfyUI's method; False if it is wrapped already."""
     if _state["original"] is not None:
-        return
+        return False
     import execution
 
     original = execution.PromptExecutor.add_message
 
-    def add_message(self: Any, event: Any, *args: Any, **kwargs: Any) -> Any:
-        _guarded(lambda: _on_message(self, event))
-        return original(self, event, *args, **kwargs)
+    def add_message(self: Any, event: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
+        _guarded(lambda: _on_message(self, event, data))
+        return original(self, event, data, *args, **kwargs)
 
     execution.PromptExecutor.add_message = add_message
     _state["original"] = original
-    _guarded(_follow)
+    rescue.install(_wants_rescue, _tried)
+    return True
 
 
 def uninstall() -> None:
-    """Put ComfyUI's method back and forget every action."""
+    """Put ComfyUI's method back and forget every action and every run."""
     original, _state["original"] = _state["original"], None
     if original is not None:
         import execution
 
         execution.PromptExecutor.add_message = original
-    _close_window()
-    _state["executor"] = _state["handler"] = None
-    _actions.clear()
+    prompt, _state["prompt"] = _state["prompt"], None
+    if prompt is not None and prompt.recorder is not None:
+        prompt.recorder.end(INTERRUPTED)
+    rescue.uninstall()
+    visits.forget()
+    _timelines.clear()
 
 
-def revisit(node_id: str, class_type: str, action: Action) -> None:
+def revisit(node_id: str, class_type: str, action: visits.Action) -> None:
     """Run ``action`` on every later run that finds a node of ``class_type`` cached.
 
     Called by the node ``node_id`` while it runs, so that this run is not counted as a visit.
     """
     install()
-    _actions[class_type] = action
-    handler = _state["handler"]
-    if handler is not None:
-        handler.ran.add(node_id)
+    visits.register(class_type, action)
+    prompt = _state["prompt"]
+    if prompt is not None:
+        prompt.ran.add(node_id)
+
+
+def follow_policy(policy: str) -> None:
+    """A model of the running prompt has this cleanup policy."""
+    if policy == "off":
+        return
+    install()
+    prompt = _state["prompt"]
+    if prompt is not None and policy == "always":
+        prompt.always = True
+
+
+def timelines() -> list[dict[str, Any]]:
+    """The last runs, node by node, as plain JSON values; the latest last."""
+    return _timelines.all()
 
 
 def peak() -> int | None:
@@ -78,132 +131,151 @@ def peak() -> int | None:
     """
     import comfy.model_management as mm
 
-    window: PeakWindow | None = _state["window"]
-    if window is not None:
-        return window.read().allocated
+    prompt: _Prompt | None = _state["prompt"]
+    if prompt is not None and prompt.recorder is not None and prompt.executor is not None:
+        return prompt.recorder.peak().allocated
     return backend.peak_allocated(backend.device_of(mm.get_torch_device()))
 
 
-def _guarded(step: Callable[[], None]) -> None:
+def _guarded(step: Callable[[], object]) -> None:
     try:
         step()
     except BaseException:  # whatever escapes here kills ComfyUI's worker
         logger.exception("Lowtide could not finish its work between two nodes")
 
 
-def _on_message(executor: Any, event: str) -> None:
-    if event == "execution_start":
-        _open_window()
-    elif event == "execution_cached":
-        _state["executor"] = executor
-        _follow()
+def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
+    if event == "execution_cached":
+        _follow(executor, tuple(data.get("nodes", ())))
     elif event in _ENDS:
-        _state["executor"] = _state["handler"] = None
-        _release_after_run()
-        _close_window()
+        prompt, _state["prompt"] = _state["prompt"], None
+        if prompt is None:
+            return
+        prompt.always = prompt.always or between.any_has_policy("always")
+        try:
+            between.after_run(_noting(prompt), always=prompt.always)
+        finally:
+            _end(prompt, _ENDS[event], data.get("node_id"))
 
 
-def _follow() -> None:
+def _end(prompt: _Prompt, status: str, node: str | None) -> None:
+    recorder, prompt.registry = prompt.recorder, None
+    if recorder is None:
+        return
+    if node is not None:
+        recorder.finish(node, status)
+    recorder.end(status)
+
+
+def _follow(executor: Any, cached: tuple[str, ...]) -> None:
     """Register a handler with the prompt ComfyUI has just begun."""
+    import comfy.model_management as mm
     from comfy_execution.progress import ProgressHandler, add_progress_handler
 
     class Handler(ProgressHandler):
-        """Notes which nodes ran; visits those that were cached."""
+        """Passes on what the prompt's nodes do; knows its prompt by the module's state only."""
 
         def __init__(self) -> None:
             super().__init__(_HANDLER)
-            self.ran: set[str] = set()
-            self.registry: Any = None
 
         def set_registry(self, registry: Any) -> None:
-            self.registry = registry
+            prompt.registry = registry
 
         def start_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
-            self.ran.add(node_id)
+            _guarded(lambda: _started(node_id))
+
+        def update_handler(self, node_id: str, *args: Any, **kwargs: Any) -> None:
+            _guarded(lambda: _stepped(node_id))
 
         def finish_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
-            if node_id not in self.ran and _actions:
-                _guarded(lambda: _visit(self.registry, node_id, prompt_id))
+            _guarded(lambda: _finished(node_id, prompt_id))
 
-    handler = Handler()
-    add_progress_handler(handler)
-    _state["handler"] = handler
-
-
-def _visit(registry: Any, node_id: str, prompt_id: str) -> None:
-    node = registry.dynprompt.get_node(node_id)
-    action = _actions.get(node["class_type"])
-    if action is None:
-        return
-    inputs = {name: value for name, value in node["inputs"].items() if not _is_link(value)}
-    _show(registry, node_id, prompt_id, action(inputs))
-
-
-def _is_link(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-def _show(registry: Any, node_id: str, prompt_id: str, text: str) -> None:
-    """Replace the text the cache kept for the node, and send it to whoever watches."""
-    executor = _state["executor"]
-    if executor is None:
-        return
-    entry = _cached_ui(executor.caches, node_id)
-    if entry is not None:
-        entry["text"] = [text]
-    server = executor.server
-    if server.client_id is not None:
-        message = {
-            "node": node_id,
-            "display_node": registry.dynprompt.get_display_node_id(node_id),
-            "output": entry if entry is not None else {"text": [text]},
-            "prompt_id": prompt_id,
-        }
-        server.send_sync("executed", message, server.client_id)
-
-
-def _cached_ui(caches: Any, node_id: str) -> dict[str, Any] | None:
-    """The cached UI output of a node, to write to; where it is kept changed between versions."""
-    if hasattr(caches, "ui"):
-        kept = caches.ui.get(node_id)
-    elif hasattr(caches.outputs, "get_local"):
-        kept = getattr(caches.outputs.get_local(node_id), "ui", None)
-    else:
-        return None
-    output = kept.get("output") if isinstance(kept, dict) else None
-    return output if isinstance(output, dict) else None
-
-
-def _release_after_run() -> None:
-    """The cleanup policy of the models that carry one."""
-    import comfy.model_management as mm
-
-    for entry in list(mm.current_loaded_models):
-        patcher = entry.model
-        residency = None if patcher is None else residency_of(patcher)
-        if residency is None:
-            continue
-        if residency.cleanup == "always" or (
-            residency.cleanup == "pressure" and _is_short(patcher.load_device)
-        ):
-            leave_device(patcher)
-
-
-def _is_short(device: Any) -> bool:
-    info = backend.mem_get_info(backend.device_of(device))
-    return info is None or info[0] < PRESSURE_SHARE * info[1]
-
-
-def _open_window() -> None:
-    import comfy.model_management as mm
-
-    _close_window()
+    before = _state["prompt"]
+    if before is not None and before.recorder is not None:
+        before.recorder.end(INTERRUPTED)
+    prompt = _Prompt(executor, done=set(cached))
+    add_progress_handler(Handler())
+    graph = prompt.registry.dynprompt
     device = backend.device_of(mm.get_torch_device())
-    if backend.records_peaks(device):
-        _state["window"] = PeakWindow(device)
+    prompt.recorder = Recorder(_timelines, prompt.registry.prompt_id, device, graph, cached)
+    prompt.always = between.any_has_policy("always")
+    prompt.rescue = _asks_for_rescue(graph)
+    _state["prompt"] = prompt
 
 
-def _close_window() -> None:
-    window, _state["window"] = _state["window"], None
-    if window is not None:
-        window.close()
+def _follow_running() -> None:
+    from comfy_execution.progress import NodeState, get_progress_state
+
+    nodes = get_progress_state().nodes.values()
+    if any(node["state"] == NodeState.Running for node in nodes):
+        _follow(None, ())
+
+
+def _asks_for_rescue(graph: Any) -> bool:
+    """Whether a Memory Level Selector of the graph says so; one that is not asked says yes."""
+    inputs = [
+        node["inputs"]
+        for node in map(graph.get_node, graph.all_node_ids())
+        if node["class_type"] == _SELECTOR
+    ]
+    return bool(inputs) and all(found.get("rescue", "on") != "off" for found in inputs)
+
+
+def _wants_rescue() -> bool:
+    prompt: _Prompt | None = _state["prompt"]
+    return prompt is not None and prompt.rescue
+
+
+def _tried(node: str, rung: Rung, outcome: str, seconds: float) -> None:
+    def note() -> None:
+        logger.warning("node %s: %s", node, rescue.describe(rung, outcome, seconds))
+        prompt: _Prompt | None = _state["prompt"]
+        if prompt is not None and prompt.recorder is not None:
+            attempt = Attempt(node, rung.name, outcome, seconds)
+            _timelines.add(prompt.recorder.timeline, attempt)
+
+    _guarded(note)
+
+
+def _started(node: str) -> None:
+    prompt: _Prompt | None = _state["prompt"]
+    if prompt is not None:
+        prompt.ran.add(node)
+        if prompt.recorder is not None:
+            prompt.recorder.start(node)
+
+
+def _stepped(node: str) -> None:
+    prompt: _Prompt | None = _state["prompt"]
+    if prompt is not None and prompt.recorder is not None:
+        prompt.recorder.step(node)
+
+
+def _finished(node: str, prompt_id: str) -> None:
+    prompt: _Prompt | None = _state["prompt"]
+    if prompt is None:
+        return
+    prompt.done.add(node)
+    if node not in prompt.ran:
+        visits.visit(prompt.executor, prompt.registry, node, prompt_id)
+        return
+    if prompt.recorder is not None:
+        prompt.recorder.finish(node)
+    prompt.always = prompt.always or between.any_has_policy("always")
+    if prompt.executor is not None:
+        between.after_node(node, lambda: _needed(prompt), _noting(prompt))
+
+
+def _needed(prompt: _Prompt) -> list[Any] | None:
+    caches = prompt.executor.caches
+    return needed_patchers(
+        prompt.registry.dynprompt, prompt.done, lambda node: visits.outputs_of(caches, node)
+    )
+
+
+def _noting(prompt: _Prompt) -> between.Note:
+    def note(release: Release) -> None:
+        if prompt.recorder is not None:
+            _timelines.add(prompt.recorder.timeline, release)
+
+    return note

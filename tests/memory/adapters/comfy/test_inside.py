@@ -20,6 +20,9 @@ PLACES = {
     "idle": ("npu",),
     "hooks": ("cpu",),
     "applied": ("npu",),
+    "spans": ("npu",),
+    "between": ("npu",),
+    "rescued": ("npu",),
 }
 
 INSTALLATIONS, REFUSED = survey()

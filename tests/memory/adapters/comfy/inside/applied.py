@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import comfy.sd
 from idle import CLIP, clean, encode, held
-from lowtide.memory.adapters.comfy import apply, executor, vae
+from lowtide.memory.adapters.comfy import apply, between, vae
 from lowtide.memory.adapters.comfy.patchers import residency_of
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.report import OptimizationReport
@@ -70,7 +70,7 @@ def case_nothing_is_left_after_a_run_at_none() -> None:
         found, _ = optimized("none", cleanup=cleanup)
         use(found)
         assert held() > start
-        executor._release_after_run()
+        between.after_run(lambda release: None, always=False)
         assert (held() > start) is left, cleanup
     clean()
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import comfy.model_management as mm
 import execution
 from lowtide.memory import session
-from lowtide.memory.adapters.comfy import executor
+from lowtide.memory.adapters.comfy import between, executor, visits
 from lowtide.memory.adapters.comfy.patchers import Residency, marked
 from small import load, patcher, unload
 
@@ -193,7 +193,7 @@ def case_a_failing_visit_does_not_reach_the_worker() -> None:
         for kind in kinds():
             runner = make(kind)
             go(runner)
-            executor._actions["Cleanup"] = fail
+            visits.register("Cleanup", fail)
             assert go(runner, seed=3) == [("sink", 1, 3)]
             assert runner.success
             fresh()
@@ -216,22 +216,23 @@ def case_runs_after_an_error_and_an_interrupt_are_followed() -> None:
 
 def case_the_policy_is_kept_however_a_run_ends() -> None:
     left: list[object] = []
-    keep = executor.leave_device
-    executor.leave_device = left.append
+    keep, loaded = between.leave_device, between._on_device
+    between.leave_device = left.append
     try:
         for sink in ("Sink", "Failing", "Interrupted"):
-            for cleanup, expected in (("always", 1), ("off", 0)):
+            for cleanup, expected in (("always", True), ("off", False)):
                 unload()
                 left.clear()
                 one = marked(patcher(), Residency(cleanup=cleanup))
                 load(one)
+                between._on_device = lambda one=one: [one]  # host and device are one here
                 runner = make(kinds()[0])
                 executor.install()
                 go(runner, sink=sink)
-                assert len(left) == expected, (sink, cleanup)
+                assert bool(left) is expected, (sink, cleanup)
                 fresh()
     finally:
-        executor.leave_device = keep
+        between.leave_device, between._on_device = keep, loaded
         unload()
 
 
@@ -242,7 +243,7 @@ def case_pressure_looks_at_what_is_free() -> None:
     try:
         for free, short in ((10, True), (20, False)):
             backend.mem_get_info = lambda device, free=free: (free, 100)
-            assert executor._is_short("cpu") is short
+            assert between.is_short("cpu") is short
     finally:
         backend.mem_get_info = info
 

@@ -1,0 +1,115 @@
+"""The cleanup policy between two nodes: which models leave the device now, and why.
+
+A model that no later node of the prompt needs leaves at once under ``always``, and under
+``pressure`` once the device is short of memory. One that is still needed stays: moving it twice
+would cost more than it frees, and ComfyUI itself makes room for what comes next.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ... import backend
+from ...cleanup import PRESSURE_SHARE
+from ...timeline import Release
+from .models import empty_caches, leave_device
+from .patchers import residency_of
+
+Note = Callable[[Release], None]
+
+
+def after_node(node: str, needed: Callable[[], list[Any] | None], note: Note) -> None:
+    """Take off the device what its policy no longer keeps there.
+
+    Args:
+        node: the node that has just ended.
+        needed: gives the patchers that later nodes need, ``None`` if that can't be known (then
+            all stay). Called only when a loaded model has a policy that may act.
+        note: is told of every model that left.
+    """
+    candidates = [patcher for patcher in _on_device() if _acts(patcher)]
+    if not candidates:
+        return
+    later = needed()
+    if later is None:
+        return
+    left = False
+    for patcher in candidates:
+        if not any(patcher.is_clone(other) for other in later):
+            note(_leave(patcher, node, "no later node needs it"))
+            left = True
+    if left:
+        empty_caches()
+
+
+def after_run(note: Note, *, always: bool) -> None:
+    """The end of a prompt: models leave by their policy.
+
+    With ``always`` the caches are emptied too, and garbage that still holds device memory is
+    collected, as far as any is left.
+    """
+    for patcher in _on_device():
+        if _acts(patcher):
+            note(_leave(patcher, None, "the run is over"))
+    if always:
+        settle()
+
+
+def settle() -> None:
+    """Empty every cache; collect garbage only while tensors no model accounts for are left."""
+    import comfy.model_management as mm
+
+    device = backend.device_of(mm.get_torch_device())
+    for generation in (1, 2):
+        if _untracked(device) <= 0:
+            break
+        gc.collect(generation)
+    empty_caches()
+    backend.empty_cache(device)
+
+
+def any_has_policy(policy: str) -> bool:
+    """Whether a model that is loaded carries that policy."""
+    return any(
+        found is not None and found.cleanup == policy for found in map(residency_of, _on_device())
+    )
+
+
+def _untracked(device: Any) -> int:
+    held = backend.allocated(device) or 0
+    return held - sum(int(patcher.loaded_size()) for patcher in _on_device())
+
+
+def _on_device() -> list[Any]:
+    import comfy.model_management as mm
+
+    return [
+        entry.model
+        for entry in list(mm.current_loaded_models)
+        if entry.model is not None and entry.model.load_device != entry.model.offload_device
+    ]
+
+
+def _acts(patcher: Any) -> bool:
+    residency = residency_of(patcher)
+    if residency is None:
+        return False
+    return residency.cleanup == "always" or (
+        residency.cleanup == "pressure" and is_short(patcher.load_device)
+    )
+
+
+def is_short(device: Any) -> bool:
+    """Whether less than 15% of the device is free; one that does not say counts as short."""
+    info = backend.mem_get_info(backend.device_of(device))
+    return info is None or info[0] < PRESSURE_SHARE * info[1]
+
+
+def _leave(patcher: Any, node: str | None, reason: str) -> Release:
+    started = time.perf_counter()
+    freed, owner = int(patcher.loaded_size()), type(patcher.model).__name__
+    leave_device(patcher)
+    return Release(node, owner, freed, time.perf_counter() - started, reason)

@@ -1,0 +1,101 @@
+"""What the rest of a running prompt still needs: the models its pending nodes will be handed.
+
+A pending node gets its inputs from nodes that have run or from other pending ones. So whatever a
+pending node may use reaches it through a link from a node that has run, and it is enough to look
+at those. Lazy inputs and branches that may not run count as needed: a model is kept rather than
+moved twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+_DEPTH = 4
+"""How far containers are searched: a conditioning holds its ControlNet three levels down."""
+
+
+def pending_nodes(graph: Any, done: set[str]) -> set[str]:
+    """Nodes of the prompt that lead to an output and are not in ``done``."""
+    import nodes
+
+    todo = [
+        node
+        for node in graph.all_node_ids()
+        if getattr(_class(nodes, graph, node), "OUTPUT_NODE", False)
+    ]
+    found: set[str] = set()
+    while todo:
+        node = todo.pop()
+        if node in found or node in done or not graph.has_node(node):
+            continue
+        found.add(node)
+        todo += [source for source, _ in _links(graph, node)]
+    return found
+
+
+def needed_patchers(graph: Any, done: set[str], outputs: Any) -> list[Any]:
+    """Patchers of models that reach a pending node from one that has run.
+
+    Args:
+        graph: ComfyUI's ``DynamicPrompt``.
+        done: ids of nodes that have run or were cached.
+        outputs: a function from a node's id to the list of its outputs, each a list of values,
+            or ``None`` where they are not known.
+    """
+    found: list[Any] = []
+    for node in pending_nodes(graph, done):
+        for source, socket in _links(graph, node):
+            if source not in done:
+                continue
+            values = outputs(source)
+            if values is not None and socket < len(values):
+                found += patchers_in(values[socket])
+    return found
+
+
+def patchers_in(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
+    """Model patchers that a node's output holds: the value itself, its parts, its items."""
+    if value is None or isinstance(value, (str, bytes, int, float, complex)):
+        return
+    if hasattr(value, "is_clone") and hasattr(value, "model_size"):
+        yield value
+        if hasattr(value, "get_nested_additional_models"):
+            yield from value.get_nested_additional_models()
+        return
+    if isinstance(value, dict):
+        items: Iterable[Any] = value.values()
+    elif isinstance(value, (list, tuple)):
+        items = value
+    else:
+        yield from _of_object(value, depth)
+        return
+    if depth:
+        for item in items:
+            yield from patchers_in(item, depth - 1)
+
+
+def _of_object(value: Any, depth: int) -> Iterator[Any]:
+    """CLIP, VAE, guiders and such hold a patcher; ControlNets give theirs by a method."""
+    if hasattr(value, "get_models"):
+        yield from value.get_models()
+    for name in ("patcher", "model_patcher"):
+        inner = getattr(value, name, None)
+        if inner is not None and depth:
+            yield from patchers_in(inner, depth - 1)
+    conds = getattr(value, "conds", None)
+    if conds is not None and depth:
+        yield from patchers_in(conds, depth - 1)
+
+
+def _links(graph: Any, node: str) -> list[tuple[str, int]]:
+    inputs = graph.get_node(node)["inputs"]
+    return [
+        (value[0], int(value[1]))
+        for value in inputs.values()
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+    ]
+
+
+def _class(nodes: Any, graph: Any, node: str) -> Any:
+    return nodes.NODE_CLASS_MAPPINGS.get(graph.get_node(node)["class_type"])

@@ -1,0 +1,138 @@
+"""Cases: the timeline of a prompt, node by node, against the accelerator's counters."""
+
+from __future__ import annotations
+
+import comfy.model_management as mm
+from lowtide.memory import backend
+from lowtide.memory.adapters.comfy import executor
+from prompts import DEVICE, MIB, MODELS, go, kinds, runner
+from small import patcher, unload
+
+GPU = backend.device_of(DEVICE)
+
+
+def last() -> dict:
+    return executor.timelines()[-1]
+
+
+def spans() -> dict[str, dict]:
+    return {span["node"]: span for span in last()["nodes"]}
+
+
+def clean() -> None:
+    unload()
+    MODELS.clear()
+    executor.uninstall()
+    backend.empty_cache(GPU)
+    assert backend.allocated(GPU) == 0
+
+
+def case_each_node_has_its_own_peak() -> None:
+    for kind in kinds():
+        executor.install()
+        one = runner(kind)
+        ran = go(one, x=("Node", 3), y=("Node", 9, "x"), z=("Node", 5, "y"), out=("Leave", 0, "z"))
+        assert ran == ["x", "y", "z", "out"]
+        found = spans()
+        assert {name: found[name]["peak_allocated"] for name in "xyz"} == {
+            "x": 3 * MIB,
+            "y": 9 * MIB,
+            "z": 5 * MIB,
+        }
+        assert last()["peak_allocated"] == 9 * MIB
+        assert last()["status"] == "done" and last()["after_allocated"] == 0
+        assert all(span["seconds"] > 0 and span["status"] == "done" for span in found.values())
+        assert found["y"]["class_type"] == "Node" and found["y"]["parent"] is None
+        assert found["y"]["peak_reserved"] >= found["y"]["peak_allocated"]
+        assert found["y"]["host_peak"] > 0 and found["y"]["device_peak"] is not None
+        clean()
+
+
+def case_cached_nodes_have_no_span() -> None:
+    for kind in kinds():
+        executor.install()
+        one = runner(kind)
+        go(one, x=("Node", 3), out=("Leave", 0, "x"))
+        assert go(one, x=("Node", 3), out=("Leave", 1, "x")) == ["out"]
+        assert set(spans()) == {"out"}
+        assert last()["cached"] == ("x",)
+        clean()
+
+
+def case_a_models_weights_count_where_they_are_loaded() -> None:
+    executor.install()
+    MODELS[1] = patcher()
+    size = MODELS[1].model_size()
+    go(runner(), m=("Loader", 1), u=("Use", 2, "m"), n=("Node", 1, "u"), out=("Leave", 0, "n"))
+    found = spans()
+    assert found["m"]["peak_allocated"] < size
+    assert size + 2 * MIB <= found["u"]["peak_allocated"] < size + 3 * MIB
+    assert found["u"]["before"] < size <= found["u"]["after"]
+    assert size + MIB <= found["n"]["peak_allocated"] < size + 2 * MIB
+    clean()
+
+
+def case_steps_have_their_own_peaks() -> None:
+    executor.install()
+    go(runner(), s=("Steps", 4), out=("Leave", 0, "s"))
+    assert list(spans()["s"]["steps"]) == [n * MIB for n in (1, 2, 3, 4)], spans()["s"]["steps"]
+    clean()
+
+
+def case_a_node_that_expands_includes_what_it_made() -> None:
+    executor.install()
+    go(runner(), x=("Node", 30), e=("Expands", 4, "x"), out=("Leave", 0, "e"))
+    found = spans()
+    inner = [span for span in found.values() if span["parent"] == "e"]
+    assert sorted(span["peak_allocated"] for span in inner) == [4 * MIB, 8 * MIB]
+    assert found["e"]["peak_allocated"] == 8 * MIB
+    clean()
+
+
+def case_a_lazy_node_does_not_count_what_it_waited_for() -> None:
+    executor.install()
+    go(runner(), x=("Node", 30), lazy=("Lazy", 2, "x"), out=("Leave", 0, "lazy"))
+    found = spans()
+    assert (found["x"]["peak_allocated"], found["lazy"]["peak_allocated"]) == (30 * MIB, 2 * MIB)
+    assert found["lazy"]["seconds"] < last()["seconds"]
+    clean()
+
+
+def case_failed_and_stopped_nodes_close_their_span() -> None:
+    for kind, status in (("Fails", "failed"), ("Stops", "interrupted")):
+        executor.install()
+        go(runner(), x=("Node", 3), bad=(kind, 6, "x"))
+        assert (last()["status"], spans()["bad"]["status"]) == (status, status)
+        assert spans()["bad"]["peak_allocated"] == 6 * MIB
+        assert spans()["x"]["status"] == "done"
+        clean()
+
+
+def case_runs_are_bounded_and_forgotten() -> None:
+    from lowtide.memory.timeline import KEPT
+
+    executor.install()
+    one = runner()
+    for index in range(KEPT + 3):
+        go(one, x=("Node", index), out=("Leave", index, "x"))
+    assert len(executor.timelines()) == KEPT
+    clean()
+    assert executor.timelines() == []
+
+
+def case_nothing_of_a_prompt_keeps_a_model_alive() -> None:
+    import gc
+    import weakref
+
+    executor.install()
+    MODELS[1] = patcher()
+    one = runner()
+    go(one, m=("Loader", 1), u=("Use", 2, "m"), out=("Leave", 0, "u"))
+    model = weakref.ref(MODELS[1].model)
+    one.reset()
+    MODELS.clear()
+    unload()
+    mm.cleanup_models()
+    gc.collect()  # ComfyUI's own caches make a cycle
+    assert model() is None
+    clean()
