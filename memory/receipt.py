@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from . import backend
+from .holders import Holder
 from .host import process_rss
 from .units import format_bytes
 
@@ -57,6 +58,7 @@ class Receipt:
         collect_seconds: part of it spent in the garbage collector.
         trimmed: the call that trimmed the host's heap, if one did.
         errors: what failed; everything else was done all the same.
+        holders: who holds what is left on the device, where that was looked for.
     """
 
     device: str
@@ -68,6 +70,7 @@ class Receipt:
     collect_seconds: float
     trimmed: str | None
     errors: tuple[str, ...]
+    holders: tuple[Holder, ...] = ()
 
     @property
     def freed(self) -> int | None:
@@ -99,6 +102,7 @@ class Receipt:
         lines += [f"    {owner}: {format_bytes(count)}" for owner, count in self.by_owner.items()]
         if self.remaining:
             lines.append(f"  still held by what was released: {format_bytes(self.remaining)}")
+        lines += [f"  still held by {it.owner}: {format_bytes(it.held)}" for it in self.holders]
         trimmed = f", heap trimmed by {self.trimmed}" if self.trimmed else ""
         lines.append(
             f"  host: {format_bytes(self.before.host_rss)} held, "

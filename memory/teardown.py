@@ -12,7 +12,11 @@ from dataclasses import replace
 from . import backend
 from .adapters import comfy
 from .cleanup import Receipt, release
+from .holders import holders
 from .receipt import Reading
+
+NAMED = 8
+"""Holders of what a cleanup could not free that its receipt names, the largest first."""
 
 
 def teardown(*, vram: bool, ram: bool) -> Receipt:
@@ -39,10 +43,13 @@ def teardown(*, vram: bool, ram: bool) -> Receipt:
         empty_caches()
     for owner, count in last.by_owner.items():
         owners[owner] = owners.get(owner, 0) + count
+    after = Reading.of(device)
+    left = tuple(holders(device)[:NAMED]) if vram and after.allocated else ()
     return replace(
         last,
         before=before,
-        after=Reading.of(device),
+        after=after,
+        holders=left,
         by_owner=owners,
         seconds=time.perf_counter() - started,
         errors=(*errors, *last.errors),

@@ -99,3 +99,17 @@ def test_one_that_fails_is_reported_and_the_others_leave(
     assert other.on_device(accelerator.device) == 0
     del one.pipeline.unet.broken
     one.pipeline.to("cpu")
+
+
+LEAK: list[torch.Tensor] = []
+
+
+def test_what_somebody_still_holds_is_named(accelerator: Any) -> None:
+    LEAK.append(torch.zeros(2 * MIB, dtype=torch.uint8, device=accelerator.device))
+    try:
+        receipt = teardown(vram=True, ram=False)
+    finally:
+        LEAK.clear()
+    assert [(it.owner, it.held) for it in receipt.holders] == [(f"{__name__}.LEAK", 2 * MIB)]
+    assert f"still held by {__name__}.LEAK: 2.0 MB" in receipt.text()
+    assert teardown(vram=True, ram=False).holders == ()
