@@ -38,7 +38,7 @@ def choose(level: str, budget_gb: float, cleanup: str) -> tuple[MemoryOptimizati
     else:
         config = MemoryOptimizationConfig.from_level(parsed)
     config = config.replace(budget_bytes=budget, cleanup=cleanup)
-    return config, _describe(config, found)
+    return config, "\n".join([_describe(config, found), *_device_notes()])
 
 
 def detection_fingerprint(level: str) -> str:
@@ -84,17 +84,18 @@ def optimize_native(
             f"`config` is a {type(config).__name__}; plug in the config output of Lowtide Memory "
             f"Level Selector"
         )
-    from .adapters.comfy import apply, executor
+    from .adapters.comfy import apply, compatibility, executor
 
     if config.cleanup != "off":
         executor.install()
     share = apply.divide(config, model=model, clip=clip, vae=vae)
+    notes = compatibility.notes(compatibility.parts_of(model, clip, vae))
     entries: list[Any] = []
     model = apply.to_model(config, share, model, entries)
     clip = apply.to_clip(config, share, clip, entries)
     vae = apply.to_vae(config, share, vae, entries)
     apply.account_for_the_rest(config, entries)
-    report = OptimizationReport(config.level, str(comfy.device()), entries)
+    report = OptimizationReport(config.level, str(comfy.device()), entries, notes)
     return NativeResult(model, clip, vae, report)
 
 
@@ -148,7 +149,18 @@ def _detect() -> DeviceSnapshot:
     from .adapters import comfy
     from .device import snapshot
 
-    return snapshot(comfy.device())
+    return snapshot(comfy.device()).counting(comfy.outside_torch())
+
+
+def _device_notes() -> list[str]:
+    """What ComfyUI's start flags do to the device, a line each; nothing outside ComfyUI."""
+    from .adapters import comfy
+
+    if not comfy.present():
+        return []
+    from .adapters.comfy import start_flags
+
+    return [f"Note: {note}" for note in start_flags.device_notes()]
 
 
 def _budget(budget_gb: float, found: DeviceSnapshot) -> int | None:

@@ -11,7 +11,9 @@ from ...errors import BudgetError, TargetError
 from ...levels import MemoryOptimizationConfig, OptimizationLevel
 from ...strategies.base import Applied, Skipped
 from ...units import MIB, format_bytes
+from . import dynamic
 from .clip import leaving
+from .compatibility import left_alone, stays
 from .patchers import Residency, is_dynamic, marked, streaming_bytes, with_residency
 from .vae import VaePlan, tiles, tiling
 
@@ -20,8 +22,6 @@ Entries = list[Any]
 RESIDENT_SHARE = {OptimizationLevel.AGGRESSIVE: 0.25, OptimizationLevel.ULTRA: 0.0}
 """Part of a model's weights that stays on the device; a level that is not named has no cap."""
 
-_DYNAMIC = "DynamicVRAM places these weights itself, page by page; Lowtide leaves them to it"
-_DYNAMIC_BUDGET = "left to ComfyUI: DynamicVRAM fills the memory that is free and takes no limit"
 _AFTER_A_RUN = {
     "always": "off the device after each run",
     "pressure": "off the device after a run that leaves memory short",
@@ -81,11 +81,9 @@ def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: 
     if clip is None or share.clip is None:
         return clip
     part = "text encoder"
-    dynamic = is_dynamic(clip.patcher)
-    if dynamic or not leaves_when_idle(config):
-        reason = _DYNAMIC if dynamic else f"not part of level {config.level.value}"
+    reason = stays(clip.patcher) or f"not part of level {config.level.value}"
+    if stays(clip.patcher) or not leaves_when_idle(config):
         entries.append(Skipped("leave when idle", part, reason))
-        _say_dynamic_budget(config, clip.patcher, part, entries)
         if share.clip.cleanup == "off":
             return clip
         clone = clip.clone()
@@ -112,11 +110,6 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
         twin = copy.copy(vae)
         twin.patcher = _following(policy, vae.patcher, "vae", entries)
         return twin
-    dynamic = is_dynamic(vae.patcher) if getattr(vae, "patcher", None) is not None else False
-    if dynamic:
-        plan = VaePlan(plan.config, False, None, plan.chunk)
-        entries.append(Skipped("leave when idle", "vae", _DYNAMIC))
-        _say_dynamic_budget(config, vae.patcher, "vae", entries)
     twin = tiling(vae, plan)
     if plan.config is None:
         entries.append(Skipped("vae tiling", "vae", "switched off"))
@@ -136,7 +129,11 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
         entries.append(Applied("vae slicing", "vae", f"{count} at a time", _unplug))
     elif plan.chunk is not None:
         entries.append(Skipped("vae slicing", "vae", "it decodes no image: nothing to cut"))
-    if plan.leave:
+    if plan.budget is not None:
+        entries += dynamic.vae_budget(twin.patcher)
+    if plan.leave and stays(twin.patcher):
+        entries.append(Skipped("leave when idle", "vae", str(stays(twin.patcher))))
+    elif plan.leave:
         detail = "off the device after decoding or encoding"
         entries.append(Applied("leave when idle", "vae", detail, _unplug))
     else:
@@ -184,15 +181,8 @@ def _following(residency: Residency, patcher: Any, part: str, entries: Entries) 
     return marked(patcher, residency)
 
 
-def _say_dynamic_budget(
-    config: MemoryOptimizationConfig, patcher: Any, part: str, entries: Entries
-) -> None:
-    if config.budget_bytes is not None and is_dynamic(patcher):
-        entries.append(Skipped("budget", part, _DYNAMIC_BUDGET))
-
-
 def _residency(config: MemoryOptimizationConfig, patcher: Any, part: str) -> Residency:
-    if is_dynamic(patcher):
+    if left_alone(patcher) is not None:
         return Residency(cleanup=_policy(config))
     share = RESIDENT_SHARE.get(config.level)
     if share is not None and part != "model":
@@ -221,13 +211,18 @@ def _capped(
     entries: Entries,
 ) -> Any:
     strategy = "resident cap"
-    if is_dynamic(patcher):
-        entries.append(Skipped(strategy, part, _DYNAMIC))
-        _say_dynamic_budget(config, patcher, part, entries)
+    reason = left_alone(patcher)
+    if reason is not None:
+        entries.append(Skipped(strategy, part, reason))
+        if config.budget_bytes is not None:
+            entries.append(Skipped("budget", part, reason))
         return _following(residency, patcher, part, entries)
     if residency.cap is None and residency.budget is None:
         entries.append(Skipped(strategy, part, f"not part of level {config.level.value}"))
         return _following(residency, patcher, part, entries)
+    if is_dynamic(patcher):
+        entries += dynamic.outcome(patcher, residency, part, _unplug)
+        return dynamic.limited(patcher, residency)
     size = int(patcher.model_size())
     if residency.budget is None:
         assert residency.cap is not None

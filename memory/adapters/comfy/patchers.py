@@ -9,6 +9,7 @@ DynamicVRAM patchers place their weights themselves and are never hooked.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,13 @@ class Budgeted(_Patcher):
         if surplus > 0 and model.model_lowvram:
             self.partially_unload(self.offload_device, surplus)
         return model.model_loaded_weight_memory - used
+
+    def clone(self, *args: Any, **kwargs: Any) -> Any:
+        """The core's clone. Patchers of other packs give theirs a class of their own again."""
+        clone = super().clone(*args, **kwargs)
+        if residency_of(clone) is not None and not is_dynamic(clone):
+            enforce(clone)
+        return clone
 
     def _repatch_and_shrink(self, surplus: int) -> None:
         """Take this clone's object patches, then ``surplus`` bytes off the device.
@@ -200,9 +208,12 @@ def streaming_bytes(patcher: Any) -> int:
             continue
         size = 0
         for key, weight in module.named_parameters(recurse=False):
-            own = weight.nbytes
-            cast = 0 if compute in (None, weight.dtype) else weight.numel() * compute.itemsize
-            patched = 2 * 4 * weight.numel() if f"{name}.{key}" in patcher.patches else 0
+            own, count = weight.nbytes, weight.numel()
+            cast = 0 if compute in (None, weight.dtype) else count * compute.itemsize
+            if hasattr(weight, "tensor_shape"):  # quantised by GGUF: unpacked to half precision
+                count = math.prod(weight.tensor_shape)
+                cast = 2 * count
+            patched = 2 * 4 * count if f"{name}.{key}" in patcher.patches else 0
             size += own + cast + patched
         sizes.append(size)
     sizes.sort(reverse=True)

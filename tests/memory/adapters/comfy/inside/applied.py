@@ -34,17 +34,6 @@ def lines(report: OptimizationReport, strategy: str) -> list[str]:
     return [line for line in report.text().splitlines() if line[2:].startswith(strategy)]
 
 
-class Dynamic:
-    """Makes every patcher say that the core places its weights, as DynamicVRAM's do."""
-
-    def __enter__(self) -> None:
-        self.asked = apply.is_dynamic
-        apply.is_dynamic = lambda _patcher: True
-
-    def __exit__(self, *_: object) -> None:
-        apply.is_dynamic = self.asked
-
-
 MODEL = patcher()
 
 
@@ -87,28 +76,6 @@ def case_without_a_policy_the_models_of_none_are_the_given_ones() -> None:
         found, report = optimized("none", **more)
         assert (found["model"], found["clip"], found["vae"]) == (MODEL, CLIP, VAE)
         assert lines(report, "cleanup") == []
-
-
-def case_the_policy_reaches_every_model_under_dynamic_vram() -> None:
-    with Dynamic():
-        for level in ("none", "balanced", "ultra"):
-            found, report = optimized(level, cleanup="always")
-            for kind, one in found.items():
-                assert residency_of(patcher_of(one)).cleanup == "always", (level, kind)
-            (line,) = lines(report, "cleanup")
-            assert "(model, text encoder, vae)" in line
-
-
-def case_a_budget_under_dynamic_vram_is_left_to_the_core_and_said() -> None:
-    with Dynamic():
-        for level in ("none", "aggressive"):
-            _, report = optimized(level, budget_bytes=1 << 30)
-            (line,) = lines(report, "budget")
-            assert line.startswith("- budget (model, text encoder, vae): left to ComfyUI"), line
-        _, report = optimized("none")
-        assert lines(report, "budget") == []
-    _, report = optimized("none", budget_bytes=1 << 30)
-    assert lines(report, "budget") == []
 
 
 def case_slicing_is_honoured_and_said() -> None:
