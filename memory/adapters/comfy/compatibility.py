@@ -1,7 +1,7 @@
 """Other packs that change what Lowtide changes, found by what they leave on a model.
 
-They are never imported. ``left_alone`` says which patchers get no cap; ``notes`` names the rest, one
-sentence each on what follows. Class and attribute names are those of the packs' public sources.
+They are never imported. ``left_alone`` says which patchers get no cap; ``notes`` names the rest,
+one sentence each on what follows. Names of classes and attributes are those in the packs' sources.
 """
 
 from __future__ import annotations
