@@ -40,10 +40,12 @@ def active() -> bool:
 
 
 def limited(patcher: Any, residency: Residency) -> Any:
-    """A clone of a dynamic patcher whose pages are limited after every load."""
+    """A clone of a dynamic patcher whose pages are limited after every load, where they can be."""
     from comfy.patcher_extension import CallbacksMP, WrappersMP
 
     clone = marked(patcher, residency)
+    if not can_limit(patcher):
+        return clone
     clone.remove_callbacks_with_key(CallbacksMP.ON_LOAD, _KEY)
     clone.add_callback_with_key(CallbacksMP.ON_LOAD, _KEY, limit_pages)
     clone.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, _KEY)

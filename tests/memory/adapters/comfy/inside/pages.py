@@ -204,8 +204,11 @@ def case_a_library_without_the_limit_is_left_alone_and_said() -> None:
     clean()
     one = dynamic.limited(paged(object()), Residency(cap=PAGE))
     assert not dynamic.can_limit(one)
+    assert one.callbacks == one.wrappers == {}
     with logged() as records:
         load(one)
+        assert records == []
+        dynamic.limit_pages(one)
     assert "left to ComfyUI" in records[0].getMessage(), records
     (said,) = dynamic.outcome(one, Residency(cap=PAGE), "model", None)
     assert said.reason.startswith("left to ComfyUI"), said
