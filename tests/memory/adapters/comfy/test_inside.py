@@ -20,7 +20,7 @@ PLACES = {
     "idle": ("npu",),
     "hooks": ("cpu",),
     "applied": ("npu",),
-    "pages": ("cpu", "npu"),
+    "pages": ("npu",),
     "packs": ("cpu", "npu"),
 }
 
