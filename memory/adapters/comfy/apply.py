@@ -177,6 +177,9 @@ def _following(residency: Residency, patcher: Any, part: str, entries: Entries) 
     """A clone that only follows the cleanup policy; the patcher itself where there is none."""
     if residency.cleanup == "off":
         return patcher
+    if stays(patcher):
+        entries.append(Skipped("cleanup", part, str(stays(patcher))))
+        return patcher
     entries.append(Applied("cleanup", part, _AFTER_A_RUN[residency.cleanup], _unplug))
     return marked(patcher, residency)
 

@@ -18,14 +18,14 @@ class Flag(NamedTuple):
     follows: str
 
 
-_NOWHERE = "models have nowhere to go, so caps, leaving when idle and cleanup change nothing"
+_NOWHERE = "caps, budgets, leaving when idle and cleanup change nothing"
 _TEXT = "text encoders keep this type; Lowtide does not change it"
 _ALREADY = "the weights are in FP8 already, and Lowtide leaves them so"
 _WIDE = "takes twice the memory of half precision and more"
 
 FLAGS = {
-    "gpu_only": Flag(True, f"everything stays on the device: {_NOWHERE}"),
-    "highvram": Flag(True, f"diffusion models stay on the device: for them {_NOWHERE}"),
+    "gpu_only": Flag(True, f"models stay on the device, so that {_NOWHERE}"),
+    "highvram": Flag(True, f"diffusion models stay on the device, so that for them {_NOWHERE}"),
     "novram": Flag(
         True, "ComfyUI streams all weights at any level; a cap has nothing left to save"
     ),

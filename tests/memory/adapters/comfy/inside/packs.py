@@ -306,7 +306,8 @@ def case_a_model_that_cannot_leave_the_device_is_named() -> None:
         assert left_alone(one) is None
         return
     one = mp.ModelPatcher(Model(), DEVICE, DEVICE)
-    text = report("ultra", one).report.text()
+    text = report("ultra", one, cleanup="always").report.text()
+    assert "- cleanup (model): it has nowhere to go" in text and "+ cleanup" not in text, text
     assert f"- resident cap (model): it has nowhere to go: ComfyUI keeps it on {DEVICE}" in text
     assert left_alone(plain()) is None
 
