@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _Check = Callable[[str, Any], None]
 
+ATTENTION_KINDS = ("auto", "pytorch", "xformers", "sub-quadratic", "split", "sliced")
+_OTHER_NAMES = {("attention", "sdpa"): "pytorch"}
+"""Values that mean another one; a configuration holds the other."""
+
 
 def _one_of(*choices: str | None) -> _Check:
     def check(name: str, value: Any) -> None:
@@ -105,7 +109,7 @@ _CHECKS: dict[str, _Check] = {
     "vae_tile_overlap": _overlap,
     "enable_vae_slicing": _flag,
     "vae_decode_chunk_size": _count(1, optional=True, unit=" of latents"),
-    "attention": _one_of("auto", "sdpa", "xformers", "sliced"),
+    "attention": _one_of(*ATTENTION_KINDS),
     "attention_slice_size": _slice_size,
     "forward_chunk_size": _count(1, optional=True, unit=" of tokens"),
     "cleanup": _one_of("off", "pressure", "always"),
@@ -127,6 +131,11 @@ def check_known(name: str, names: Iterable[str]) -> None:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
     raise UnknownSettingError(f"there is no setting {name!r}; {hint}")
+
+
+def canonical(name: str, value: Any) -> Any:
+    """The value by the name it is kept under; any other value as it is."""
+    return _OTHER_NAMES.get((name, value), value) if isinstance(value, str) else value
 
 
 def check_field(name: str, value: Any) -> None:
@@ -214,7 +223,7 @@ def _vae(config: MemoryOptimizationConfig) -> None:
 
 
 def _attention(config: MemoryOptimizationConfig) -> None:
-    if config.attention_slice_size != "auto" and config.attention in ("sdpa", "xformers"):
+    if config.attention_slice_size != "auto" and config.attention not in ("auto", "sliced"):
         raise ConfigError(
             f"`attention_slice_size` = {config.attention_slice_size!r} has no effect with "
             f"`attention` = {config.attention!r}; set attention='sliced' or "

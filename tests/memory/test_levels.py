@@ -210,7 +210,7 @@ def test_a_level_is_a_preset_and_no_field_to_flip():
         ),
         ({"vae_decode_chunk_size": 1}, ["vae_decode_chunk_size", "enable_vae_slicing"]),
         (
-            {"attention": "sdpa", "attention_slice_size": 1},
+            {"attention": "split", "attention_slice_size": 1},
             ["attention_slice_size", "attention"],
         ),
         ({"after_step": True}, ["after_step", "cleanup"]),
@@ -297,3 +297,19 @@ def test_levels_load_without_torch():
 def test_a_level_cannot_be_none() -> None:
     with pytest.raises(ConfigError, match="unknown level None"):
         MemoryOptimizationConfig().requested_level = None
+
+
+@pytest.mark.parametrize("kind", ["pytorch", "xformers", "sub-quadratic", "split", "sliced"])
+def test_every_kind_of_attention_is_taken(kind: str) -> None:
+    assert MemoryOptimizationConfig(attention=kind).attention == kind
+
+
+def test_sdpa_is_another_name_of_pytorch() -> None:
+    config = MemoryOptimizationConfig(attention="sdpa")
+    assert config.attention == "pytorch"
+    config.attention = "auto"
+    config.attention = "sdpa"
+    assert config.attention == "pytorch"
+    assert MemoryOptimizationConfig.from_dict({"attention": "sdpa"}) == MemoryOptimizationConfig(
+        attention="pytorch"
+    )

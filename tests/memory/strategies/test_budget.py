@@ -115,7 +115,7 @@ def test_a_level_asked_for_by_name_is_never_weakened(pipe: Any, parts: Parts) ->
 
 def test_settings_made_by_hand_are_carried_over(pipe: Any, parts: Parts) -> None:
     by_hand: dict[str, Any] = {
-        "attention": "sdpa",
+        "attention": "pytorch",
         "forward_chunk_size": 128,
         "cleanup": "pressure",
         "after_load": False,

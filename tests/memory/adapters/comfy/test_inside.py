@@ -22,6 +22,7 @@ PLACES = {
     "applied": ("npu",),
     "pages": ("npu",),
     "packs": ("cpu", "npu"),
+    "attending": ("cpu", "npu"),
 }
 
 INSTALLATIONS, REFUSED = survey()
