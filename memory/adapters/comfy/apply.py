@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from ...levels import MemoryOptimizationConfig, OptimizationLevel
 from ...strategies.base import Applied, Skipped
 from ...units import MIB, format_bytes
 from . import dynamic
+from .attention import choose
+from .chunking import chunk, held_bytes
 from .clip import leaving
 from .compatibility import left_alone, stays
 from .patchers import Residency, is_dynamic, marked, streaming_bytes, with_residency
@@ -70,10 +73,14 @@ def leaves_when_idle(config: MemoryOptimizationConfig) -> bool:
 
 
 def to_model(config: MemoryOptimizationConfig, share: Share, model: Any, entries: Entries) -> Any:
-    """A clone of the MODEL under its cap."""
+    """A clone of the MODEL with its attention and chunking, under its cap."""
     if model is None or share.model is None:
         return model
-    return _capped(config, share.model, model, "model", entries)
+    model = choose(model, config, entries)
+    model = chunk(model, config, entries)
+    held = held_bytes(model)
+    residency = dataclasses.replace(share.model, streaming=share.model.streaming + held)
+    return _capped(config, residency, model, "model", entries)
 
 
 def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: Entries) -> Any:
@@ -143,11 +150,8 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
 
 def account_for_the_rest(config: MemoryOptimizationConfig, entries: Entries) -> None:
     """Name what the configuration asks for and ComfyUI's own models don't get here."""
-    by_hand = "ComfyUI chooses it for the whole process when it starts"
     wanted = (
         (config.fp8_storage, "fp8 storage", "weights of ComfyUI's models keep their type"),
-        (config.attention != "auto", "attention", by_hand),
-        (config.forward_chunk_size is not None, "forward chunking", "for diffusers models only"),
         (config.cpu_mode, "cpu mode", "text encoder and VAE leave the device when idle instead"),
     )
     entries += [Skipped(name, "all", why) for asked, name, why in wanted if asked]

@@ -23,6 +23,7 @@ PLACES = {
     "pages": ("npu",),
     "packs": ("cpu", "npu"),
     "attending": ("cpu", "npu"),
+    "chunks": ("cpu", "npu"),
 }
 
 INSTALLATIONS, REFUSED = survey()

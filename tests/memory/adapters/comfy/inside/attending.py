@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from functools import partial
 
 import torch
 from comfy.ldm.modules import attention as core
@@ -121,7 +122,7 @@ def case_slices_lower_the_peak_of_unfused_attention() -> None:
         peaks = {}
         for name, one in (("unfused", unfused), ("sliced", sliced), ("pytorch", stock)):
             load(one)
-            peaks[name] = peak_of(lambda one=one: forward(one, family))
+            peaks[name] = peak_of(partial(forward, one, family))
         print("peaks", family, {name: f"{size / MIB:.1f} MiB" for name, size in peaks.items()})
         scores = 2 * 4 * 1024 * 1024 * 4 // (2 if family == "sd3" else 1)
         assert peaks["sliced"] < peaks["unfused"] - scores, (family, peaks)
