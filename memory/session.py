@@ -1,7 +1,8 @@
 """The order of an optimisation of ComfyUI's own models: read this first.
 
-``choose`` turns the selector's widgets into a configuration, ``optimize_native`` divides its
-budget, applies it to clones and reports; ``monitor`` reads and ``force_cleanup`` gives back.
+``choose`` turns the selector's widgets into a configuration, ``adjust`` changes single settings
+of it, ``optimize_native`` divides its budget, applies it to clones and reports; ``monitor``
+reads and ``force_cleanup`` gives back.
 Nothing here knows ComfyUI: what does is in ``adapters/comfy``.
 """
 
@@ -11,14 +12,27 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .adjust import adjust, check_config
 from .automatic import resolve_level
-from .errors import BudgetError, ConfigError, TargetError
+from .errors import BudgetError, ConfigError
 from .levels import MemoryOptimizationConfig, OptimizationLevel
+from .settings import ATTENTION_KINDS
 from .units import format_bytes, gb_to_bytes
 
 if TYPE_CHECKING:
     from .device import DeviceSnapshot
     from .report import OptimizationReport
+
+__all__ = [
+    "ATTENTION_KINDS",
+    "CLEANUP_TARGETS",
+    "adjust",
+    "choose",
+    "detection_fingerprint",
+    "force_cleanup",
+    "monitor",
+    "optimize_native",
+]
 
 CLEANUP_TARGETS = ("vram", "ram", "both")
 
@@ -85,6 +99,8 @@ def optimize_native(
             f"Level Selector"
         )
     from .adapters.comfy import apply, compatibility, executor
+    config = check_config(config)
+    from .adapters.comfy import apply, executor
 
     if config.cleanup != "off":
         executor.install()

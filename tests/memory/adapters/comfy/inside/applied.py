@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import comfy.sd
+from denoisers import patcher as denoiser
 from idle import CLIP, clean, encode, held
 from lowtide.memory.adapters.comfy import apply, executor, vae
+from lowtide.memory.adapters.comfy.attention import KEY
 from lowtide.memory.adapters.comfy.patchers import residency_of
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.report import OptimizationReport
@@ -28,6 +30,10 @@ def optimized(level: str, **more: object) -> tuple[dict[str, object], Optimizati
 
 def patcher_of(one: object) -> object:
     return getattr(one, "patcher", one)
+
+
+def options(model: object) -> dict[str, object]:
+    return model.model_options["transformer_options"]
 
 
 def lines(report: OptimizationReport, strategy: str) -> list[str]:
@@ -124,3 +130,42 @@ def case_moments_of_cleanup_that_native_models_lack_are_named() -> None:
     for more in ({}, {"on_exit": False}):
         _, report = optimized("none", cleanup="always", **more)
         assert lines(report, "after_") == []
+
+
+def case_attention_and_chunking_are_applied_at_every_level() -> None:
+    more = {"attention": "sliced", "forward_chunk_size": 64}
+    for level in ("none", "balanced", "aggressive", "ultra"):
+        found, report = optimized(level, **more, cleanup="off")
+        (line,) = lines(report, "attention")
+        assert line.startswith("+ attention (model): sliced, half of the heads at once;"), line
+        assert line.endswith("text encoder and VAE keep ComfyUI's choice")
+        assert options(found["model"])[KEY] and KEY not in options(MODEL)
+        (line,) = lines(report, "forward chunking")
+        assert line.startswith("- forward chunking (model): it has no feed-forward block"), line
+
+
+def case_attention_and_chunking_are_applied_under_dynamic_vram() -> None:
+    with Dynamic():
+        found, report = optimized("ultra", attention="split")
+        assert options(found["model"])[KEY]
+        (line,) = lines(report, "attention")
+        assert line.startswith("+ attention (model): ComfyUI's split kernel"), line
+
+
+def case_what_a_chunked_block_holds_counts_against_the_budget() -> None:
+    def streaming(**more: object) -> int:
+        config = MemoryOptimizationConfig.from_level("ultra", budget_bytes=1 << 30, **more)
+        entries: list[object] = []
+        share = apply.divide(config, model=one, clip=None, vae=None)
+        return residency_of(apply.to_model(config, share, one, entries)).streaming
+
+    one = denoiser("flux")
+    weights = 2 * 128 * 512 + 512 + 128
+    assert streaming(forward_chunk_size=64) == streaming() + 4 * weights
+
+
+def case_without_a_wish_the_report_names_the_cores_attention() -> None:
+    _, report = optimized("balanced")
+    (line,) = lines(report, "attention")
+    assert line.startswith("- attention (model): auto leaves ComfyUI's own choice, "), line
+    assert lines(report, "forward chunking") == []
