@@ -24,6 +24,7 @@ PLACES = {
     "packs": ("cpu", "npu"),
     "attending": ("cpu", "npu"),
     "chunks": ("cpu", "npu"),
+    "feeding": ("cpu",),
 }
 
 INSTALLATIONS, REFUSED = survey()
