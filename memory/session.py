@@ -93,14 +93,8 @@ def optimize_native(
     from .report import OptimizationReport
 
     comfy.require("Lowtide Optimize Pipeline")
-    if not isinstance(config, MemoryOptimizationConfig):
-        raise TargetError(
-            f"`config` is a {type(config).__name__}; plug in the config output of Lowtide Memory "
-            f"Level Selector"
-        )
-    from .adapters.comfy import apply, compatibility, executor
     config = check_config(config)
-    from .adapters.comfy import apply, executor
+    from .adapters.comfy import apply, compatibility, executor
 
     if config.cleanup != "off":
         executor.install()

@@ -6,7 +6,8 @@ import comfy.sd
 from denoisers import patcher as denoiser
 from idle import CLIP, clean, encode, held
 from lowtide.memory.adapters.comfy import apply, executor, vae
-from lowtide.memory.adapters.comfy.attention import KEY
+from lowtide.memory.adapters.comfy.attention import KEY, choose
+from lowtide.memory.adapters.comfy.chunking import chunk
 from lowtide.memory.adapters.comfy.patchers import residency_of
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.report import OptimizationReport
@@ -145,11 +146,12 @@ def case_attention_and_chunking_are_applied_at_every_level() -> None:
 
 
 def case_attention_and_chunking_are_applied_under_dynamic_vram() -> None:
-    with Dynamic():
-        found, report = optimized("ultra", attention="split")
-        assert options(found["model"])[KEY]
-        (line,) = lines(report, "attention")
-        assert line.startswith("+ attention (model): ComfyUI's split kernel"), line
+    one = denoiser("flux")
+    one.is_dynamic = lambda: True
+    config = MemoryOptimizationConfig(attention="split", forward_chunk_size=64)
+    entries: list[object] = []
+    clone = chunk(choose(one, config, entries), config, entries)
+    assert options(clone)[KEY] and len(clone.object_patches) == 4
 
 
 def case_what_a_chunked_block_holds_counts_against_the_budget() -> None:
