@@ -75,6 +75,8 @@ class MemoryOptimizationConfig:
         low_cpu_mem: pin host memory per transfer instead of once: less RAM, slower.
         fp8_storage: keep the denoiser's weights in ``storage_dtype``, compute in another type.
         storage_dtype: ``float8_e4m3fn``.
+        keep_originals: keep the weights FP8 stands for in host RAM, for undoing. ``False`` drops
+            them: half the RAM, and FP8 until ComfyUI's model is loaded again.
         compute_dtype: ``bfloat16``, ``float16``, ``float32``; ``None`` = the model's own.
         enable_vae_tiling: decode and encode the image in tiles.
         vae_tile_mode: ``exact`` gives the untiled image at the memory of a tile, ``blended`` mixes
@@ -111,6 +113,7 @@ class MemoryOptimizationConfig:
     low_cpu_mem: bool = False
     fp8_storage: bool = False
     storage_dtype: str = "float8_e4m3fn"
+    keep_originals: bool = True
     compute_dtype: str | None = None
     enable_vae_tiling: bool = False
     vae_tile_mode: str = "auto"

@@ -102,6 +102,7 @@ _CHECKS: dict[str, _Check] = {
     "low_cpu_mem": _flag,
     "fp8_storage": _flag,
     "storage_dtype": _one_of("float8_e4m3fn"),
+    "keep_originals": _flag,
     "compute_dtype": _one_of(None, "bfloat16", "float16", "float32"),
     "enable_vae_tiling": _flag,
     "vae_tile_mode": _one_of("auto", "exact", "blended"),
@@ -195,6 +196,11 @@ def _fp8(config: MemoryOptimizationConfig) -> None:
         raise ConfigError(
             f"`compute_dtype` = {config.compute_dtype!r} is the type FP8 weights are computed in, "
             "but `fp8_storage` is False; set fp8_storage=True or compute_dtype=None"
+        )
+    if not config.keep_originals and not config.fp8_storage:
+        raise ConfigError(
+            "`keep_originals` = False is about the weights FP8 stands for, but `fp8_storage` is "
+            "False; set fp8_storage=True or keep_originals=True"
         )
 
 

@@ -12,7 +12,7 @@ from ...errors import BudgetError, TargetError
 from ...levels import MemoryOptimizationConfig, OptimizationLevel
 from ...strategies.base import Applied, Skipped
 from ...units import MIB, format_bytes
-from . import dynamic
+from . import dynamic, float8
 from .attention import choose
 from .chunking import chunk, held_bytes
 from .clip import leaving
@@ -25,6 +25,11 @@ Entries = list[Any]
 RESIDENT_SHARE = {OptimizationLevel.AGGRESSIVE: 0.25, OptimizationLevel.ULTRA: 0.0}
 """Part of a model's weights that stays on the device; a level that is not named has no cap."""
 
+_DENOISER = "only the diffusion model is stored in FP8"
+_ON_HOST = (
+    "the model computes where its originals are kept, on the host, and would only take more room; "
+    "keep_originals=False stores it in half the RAM"
+)
 _AFTER_A_RUN = {
     "always": "off the device after each run",
     "pressure": "off the device after a run that leaves memory short",
@@ -73,14 +78,29 @@ def leaves_when_idle(config: MemoryOptimizationConfig) -> bool:
 
 
 def to_model(config: MemoryOptimizationConfig, share: Share, model: Any, entries: Entries) -> Any:
-    """A clone of the MODEL with its attention and chunking, under its cap."""
+    """A clone of the MODEL with its FP8 storage, attention and chunking, under its cap.
+
+    Raises:
+        BudgetError: as ``divide``; a layer in FP8 is decoded beside its codes.
+    """
     if model is None or share.model is None:
         return model
+    residency = share.model
+    if config.fp8_storage:
+        model = _in_fp8(config, model, entries)
+        residency = _residency(config, model, "model")
     model = choose(model, config, entries)
     model = chunk(model, config, entries)
     held = held_bytes(model)
-    residency = dataclasses.replace(share.model, streaming=share.model.streaming + held)
+    residency = dataclasses.replace(residency, streaming=residency.streaming + held)
     return _capped(config, residency, model, "model", entries)
+
+
+def _in_fp8(config: MemoryOptimizationConfig, model: Any, entries: Entries) -> Any:
+    if model.load_device.type == "cpu" and config.keep_originals:
+        entries.append(Skipped(float8.NAME, "model", _ON_HOST))
+        return model
+    return float8.store(model, config, entries)
 
 
 def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: Entries) -> Any:
@@ -151,10 +171,16 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
 def account_for_the_rest(config: MemoryOptimizationConfig, entries: Entries) -> None:
     """Name what the configuration asks for and ComfyUI's own models don't get here."""
     wanted = (
-        (config.fp8_storage, "fp8 storage", "weights of ComfyUI's models keep their type"),
+        (
+            config.compute_dtype is not None,
+            "compute dtype",
+            "ComfyUI's models compute in the type they were loaded for",
+        ),
         (config.cpu_mode, "cpu mode", "text encoder and VAE leave the device when idle instead"),
     )
     entries += [Skipped(name, "all", why) for asked, name, why in wanted if asked]
+    if config.fp8_storage:
+        entries += [Skipped(float8.NAME, part, _DENOISER) for part in ("text encoder", "vae")]
     usual = MemoryOptimizationConfig()
     moments = [name for name in MOMENTS if name != "on_exit"]
     changed = [name for name in moments if getattr(config, name) != getattr(usual, name)]

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .float8_layer import parts_of
+
 
 @dataclass(frozen=True, order=True)
 class Layer:
@@ -26,11 +28,15 @@ def layers_of(patcher: Any) -> list[Layer]:
     compute = patcher.get_model_object("manual_cast_dtype") if _casts(patcher) else None
     found = []
     for name, module in patcher.model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
+        _, parameters, buffers = parts_of(patcher, name, module)
+        own = {key: weight for key, weight in parameters.items() if weight is not None}
         streams = hasattr(module, "comfy_cast_weights")
         if any(key not in own for key, _ in module.named_parameters()) or not (own or streams):
             continue
-        size = sum(tensor.nbytes for tensor in module.state_dict().values())
+        held = module.state_dict().values()
+        if parameters is not module._parameters:
+            held = [tensor for tensor in (*own.values(), *buffers.values()) if tensor is not None]
+        size = sum(tensor.nbytes for tensor in held)
         extra = 0
         for key, weight in own.items() if streams else ():
             dtype = compute or weight.dtype

@@ -54,6 +54,19 @@ def leave_device(patcher: Any) -> None:
         _drop_cast_buffers()
 
 
+def unload(patcher: Any) -> None:
+    """Take a model and its clones off the device, and whatever was written into its weights."""
+    import comfy.model_management as mm
+
+    for entry in list(mm.current_loaded_models):
+        if entry.model is not None and patcher.is_clone(entry.model):
+            entry.model_unload()
+            mm.current_loaded_models[:] = [e for e in mm.current_loaded_models if e is not entry]
+    if patcher.model.current_weight_patches_uuid is not None:
+        patcher.detach()  # the clone that loaded it is gone
+    _drop_cast_buffers()
+
+
 def unload_others(patcher: Any) -> None:
     """Take every model but this one and its clones off its device."""
     import comfy.model_management as mm

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ... import backend
+from ...float8 import CODES
+from .float8_layer import Float8Layer, parts_of
+from .float8_patcher import Float8Patches
 from .limits import limit_for
-
-if TYPE_CHECKING:
-    _Patcher = Any
-else:
-    _Patcher = object
 
 ATTACHMENT = "lowtide"
 _WRAPPER = "lowtide"
@@ -57,7 +55,7 @@ class Residency:
         return room if self.cap is None else min(room, self.cap)
 
 
-class Budgeted(_Patcher):
+class Budgeted(Float8Patches):
     """Mixed into a static patcher's class by ``with_residency``."""
 
     lowtide_activations: int | None = None
@@ -206,9 +204,17 @@ def streaming_bytes(patcher: Any) -> int:
     for name, module in patcher.model.named_modules():
         if not hasattr(module, "comfy_cast_weights"):
             continue
+        kind, parameters, _ = parts_of(patcher, name, module)
         size = 0
-        for key, weight in module.named_parameters(recurse=False):
+        for key, weight in parameters.items():
+            if weight is None:
+                continue
             own, count = weight.nbytes, weight.numel()
+            if issubclass(kind, Float8Layer) and weight.dtype == CODES:
+                decoded = compute or kind.lowtide_dtype
+                patched = 3 * 4 if f"{name}.{key}" in patcher.patches else 0
+                size += own + count * max(decoded.itemsize, patched)
+                continue
             cast = 0 if compute in (None, weight.dtype) else count * compute.itemsize
             if hasattr(weight, "tensor_shape"):  # quantised by GGUF: unpacked to half precision
                 count = math.prod(weight.tensor_shape)
