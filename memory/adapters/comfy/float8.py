@@ -36,7 +36,7 @@ _PREFIX = "diffusion_model."
 _WIDE = (torch.float16, torch.bfloat16, torch.float32)
 # First and last layers, and what embeds time, text and size, stand beside the blocks.
 _BLOCKS = re.compile(r"block|layer|refiner|transformer")
-_DELICATE = re.compile(r"final|guidance|embed|time|norm|^input_blocks\.0\.")
+_DELICATE = re.compile(r"final|guidance|embed|time|norm|^input_blocks\.0(\.|$)")
 
 _DYNAMIC = (
     "DynamicVRAM sizes its pages by the type the model was loaded in; choose an fp8 weight_dtype "

@@ -25,6 +25,8 @@ PLACES = {
     "attending": ("cpu", "npu"),
     "chunks": ("cpu", "npu"),
     "feeding": ("cpu",),
+    "float8": ("cpu", "npu"),
+    "float8_device": ("npu",),
 }
 
 INSTALLATIONS, REFUSED = survey()
