@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench-sdxl bench-peers clean
+.PHONY: help setup demo test test-fast lint bench-sdxl bench-peers bench-float8 clean
 
 help:
 	@echo "make demo         four levels on a small pipeline: table, chart and images in $(OUT)/"
@@ -55,6 +55,9 @@ bench-peers: setup
 
 bench-sdxl: setup
 	$(PY) -m lowtide bench --model sdxl --size 1024 --steps 1 --simulate npu --chart $(OUT)/sdxl.png
+
+bench-float8: setup
+	$(PY) -m lowtide bench --float8
 
 clean:
 	rm -rf $(VENV) $(OUT) build *.egg-info

@@ -67,6 +67,11 @@ def _bench_arguments(bench: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --model sdxl-small: diffusers' own modes and installed packages as rows too",
     )
+    bench.add_argument(
+        "--float8",
+        action="store_true",
+        help="instead: what FP8 storage saves and loses, on the shapes of three families",
+    )
     bench.set_defaults(command=_bench)
 
 
@@ -114,6 +119,8 @@ def _positive(text: str) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.float8:
+        return _float8(options)
     model = model_of(options.model)
     size = options.size or model.size
     steps = options.steps or model.steps
@@ -148,6 +155,24 @@ def _bench(options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return 1 if all(row.error for row in result.rows) else 0
+
+
+def _float8(options: argparse.Namespace) -> int:
+    usual = vars(parser().parse_args(["bench"]))
+    used = {"float8", "json", "command"}
+    for name, value in vars(options).items():
+        if name not in used and value != usual[name]:
+            raise ConfigError(f"--{name} has no effect with --float8; leave it out")
+    if options.json is not None:
+        _make_writable("--json", options.json)
+    silence_libraries()
+    from .float8 import bench_float8
+
+    result = bench_float8()
+    print(result.text())
+    if options.json is not None:
+        options.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return 0
 
 
 def _make_writable(option: str, path: Path) -> None:

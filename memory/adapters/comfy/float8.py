@@ -7,7 +7,6 @@ and are shared by all clones of one model.
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 import weakref
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from ...errors import LowtideError
-from ...float8 import encode
+from ...float8 import LEAST, encode, in_a_block
 from ...levels import MemoryOptimizationConfig
 from ...strategies.base import Applied, Skipped
 from ...units import format_bytes
@@ -29,20 +28,13 @@ from .patchers import enforce, is_dynamic
 
 NAME = "fp8 storage"
 ATTACHMENT = "lowtide_float8"
-LEAST = 1 << 14
-"""Weights of fewer elements keep their type: decoding them costs more than they take."""
-
 _PREFIX = "diffusion_model."
 _WIDE = (torch.float16, torch.bfloat16, torch.float32)
-# First and last layers, and what embeds time, text and size, stand beside the blocks.
-_BLOCKS = re.compile(r"block|layer|refiner|transformer")
-_DELICATE = re.compile(r"final|guidance|embed|time|norm|^input_blocks\.0(\.|$)")
-
 _DYNAMIC = (
     "DynamicVRAM sizes its pages by the type the model was loaded in; choose an fp8 weight_dtype "
     "in the loader"
 )
-_ENDS = "first and last layers or embeddings"
+_ENDS = "first and last layers, embeddings or on the signal's only path"
 _SMALL = "too small"
 _NARROW = "stored in a smaller type already"
 _FOREIGN = "of a kind Lowtide does not know"
@@ -146,7 +138,7 @@ def _encoded(patcher: Any) -> Stored:
                 left[reason or _BROKEN] += 1
                 continue
             codes = torch.nn.Parameter(made.codes, requires_grad=False)
-            kind = float8_class(type(module), made.root, weight.dtype)
+            kind = float8_class(type(module), made.curve, weight.dtype)
             buffers = {**module._buffers, SCALE: made.scale}
             layers.append(Layer(name, (kind, {**module._parameters, "weight": codes}, buffers)))
             before += weight.nbytes
@@ -171,9 +163,7 @@ def _reason(patcher: Any, name: str, module: Any) -> str | None:
     plain = type(weight) is torch.nn.Parameter and type(weight.data) is torch.Tensor
     if not plain or extra or weight.dtype not in _WIDE:
         return _NARROW
-    local = name.removeprefix(_PREFIX)
-    top = local.partition(".")[0]
-    if not _BLOCKS.search(top) or _DELICATE.search(top) or _DELICATE.match(local):
+    if not in_a_block(name.removeprefix(_PREFIX)):
         return _ENDS
     kind = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch."))
     base = getattr(comfy.ops.disable_weight_init, kind.__name__, None)

@@ -54,7 +54,7 @@ class Float8Layer(_Layer):
     """
 
     weight: Any
-    lowtide_root: int
+    lowtide_curve: float
     lowtide_dtype: torch.dtype
 
     @property
@@ -105,7 +105,7 @@ class Float8Layer(_Layer):
         if dtype is None:
             dtype = self.lowtide_dtype if weight.dtype == CODES else weight.dtype
         scale = self.lowtide_scale.to(weight.device, non_blocking=True)
-        return decode(weight.to(CODES), scale, self.lowtide_root, dtype)
+        return decode(weight.to(CODES), scale, self.lowtide_curve, dtype)
 
     def set_weight(
         self,
@@ -124,7 +124,7 @@ class Float8Layer(_Layer):
             return weight.to(self.lowtide_dtype)
         if inplace_update and self.weight.dtype == CODES:
             scale = self.lowtide_scale.to(self.weight.device)
-            write(self.weight.data, scale, weight.to(self.weight.device), self.lowtide_root)
+            write(self.weight.data, scale, weight.to(self.weight.device), self.lowtide_curve)
         elif inplace_update:
             self.weight.data.copy_(weight)
         else:
@@ -148,17 +148,17 @@ class Float8Layer(_Layer):
         return super()._apply(keeping, *args, **kwargs)
 
 
-def float8_class(base: type, root: int, dtype: torch.dtype) -> type:
+def float8_class(base: type, curve: float, dtype: torch.dtype) -> type:
     """The class of a layer of class ``base`` whose weight of type ``dtype`` is stored in codes."""
-    key = (base, root, dtype)
+    key = (base, curve, dtype)
     known = _classes.get(key)
     if known is None:
-        body = {"lowtide_root": root, "lowtide_dtype": dtype}
+        body = {"lowtide_curve": curve, "lowtide_dtype": dtype}
         known = _classes[key] = type(f"Float8{base.__name__}", (Float8Layer, base), body)
     return known
 
 
-_classes: dict[tuple[type, int, torch.dtype], type] = {}
+_classes: dict[tuple[type, float, torch.dtype], type] = {}
 
 
 def parts_of(patcher: Any, name: str, module: Any) -> Parts:

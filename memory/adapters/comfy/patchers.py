@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ... import backend
-from ...float8 import CODES
+from ...float8 import CODES, decode_bytes
 from .float8_layer import Float8Layer, parts_of
 from .float8_patcher import Float8Patches
 from .limits import limit_for
@@ -214,6 +214,7 @@ def streaming_bytes(patcher: Any) -> int:
                 decoded = compute or kind.lowtide_dtype
                 patched = 3 * 4 if f"{name}.{key}" in patcher.patches else 0
                 size += own + count * max(decoded.itemsize, patched)
+                size += decode_bytes(count)
                 continue
             cast = 0 if compute in (None, weight.dtype) else count * compute.itemsize
             if hasattr(weight, "tensor_shape"):  # quantised by GGUF: unpacked to half precision

@@ -223,7 +223,7 @@ def case_the_skip_list_and_quantised_weights_keep_their_type() -> None:
     found = {name for name, part in one.model.named_modules() if isinstance(part, Float8Layer)}
     expected = {f"diffusion_model.blocks.{index}" for index in range(1, LAYERS)}
     assert found == expected | {"diffusion_model.input_blocks.1"}, found
-    for text in ("5 first and last", "2 stored in a smaller", "1 too small", "1 not finite"):
+    for text in ("5 first and last layers", "2 stored in a smaller", "1 too small", "1 not finite"):
         assert text in entry.detail, entry.detail
     assert "2 of a kind Lowtide does not know" in entry.detail, entry.detail
     unload()
@@ -322,7 +322,7 @@ def case_the_type_of_codes_survives_a_cast_of_the_module() -> None:
 def case_streaming_counts_the_decoded_weight() -> None:
     clone, _ = stored(BASE)
     at_once = 1 + int(getattr(mm, "NUM_STREAMS", 0))
-    plain = LAYER + 4 * LAYER + 4 * WIDTH
+    plain = LAYER + 4 * LAYER + 4 * WIDTH + codec.decode_bytes(LAYER)
     assert streaming_bytes(clone) == plain * at_once
     assert streaming_bytes(lora(clone)) == (plain + 8 * LAYER) * at_once
     assert streaming_bytes(BASE) == (4 * LAYER + 4 * WIDTH) * at_once

@@ -14,6 +14,7 @@ from small import DEVICE, LAYERS, WIDTH, Model, load, lora, unload
 import comfy.model_patcher as mp  # isort: skip
 
 LAYER = WIDTH * WIDTH
+codec._CHUNK = LAYER // 16  # as small beside these layers as it is beside a real model's
 
 
 def half() -> mp.ModelPatcher:
@@ -56,7 +57,10 @@ def case_a_resident_model_takes_half() -> None:
     clone, report = optimized(one, "none", fp8_storage=True)
     found, stored = peak(clone, prompts=3)
     scales = 4 * WIDTH * LAYERS
-    assert found < plain - LAYERS * LAYER + scales + 2 * LAYER + 4096, (found, plain)
+    assert found < plain - LAYERS * LAYER + scales + 2 * LAYER + codec.decode_bytes(LAYER), (
+        found,
+        plain,
+    )
     assert found < 0.7 * plain, (found, plain)
     assert 0 < codec.relative_error(stored, image) < 0.01
     assert "+ fp8 storage (model): 8 layers" in report.text(), report.text()
@@ -87,7 +91,7 @@ def case_ultra_streams_the_codes() -> None:
     found, _ = peak(clone)
     assert clone.loaded_size() == 0
     assert clone.model_size() < 0.6 * one.model_size()
-    assert found <= plain + 2 * LAYER, (found, plain)
+    assert found <= plain + 2 * LAYER + codec.decode_bytes(LAYER), (found, plain)
     assert f"0 B of {apply.format_bytes(clone.model_size())} resident" in report.text()
     for part in ("text encoder", "vae"):
         assert any(e.component == part and e.strategy == "fp8 storage" for e in report.skipped)
