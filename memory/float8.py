@@ -105,7 +105,7 @@ def encode(weight: torch.Tensor, curve: float | None = None) -> Encoded | None:
     if curve is None:
         curve = choose_curve(source)
     channels = source.shape[0]
-    rows = source.reshape(channels, -1)
+    rows = _rows(source)
     codes = torch.zeros(rows.shape, dtype=torch.uint8, device=source.device).view(CODES)
     scale = torch.ones(channels, 1, dtype=torch.float32, device=source.device)
     for part in _parts(rows) if rows.numel() else ():
@@ -156,7 +156,9 @@ def decode_bytes(count: int) -> int:
 
 def choose_curve(weight: torch.Tensor) -> float:
     """The curve that loses least of ``weight`` (channels, ...), by a sample of its channels."""
-    rows = weight.detach().reshape(weight.shape[0], -1)
+    rows = _rows(weight.detach())
+    if not rows.numel():
+        return CURVES[0]
     count = max(1, min(_SAMPLE_ROWS, _SAMPLE // max(1, rows.shape[1])))
     sample = rows[:: max(1, math.ceil(rows.shape[0] / count))].float()
     return min(CURVES, key=lambda curve: _loss(sample, curve))
@@ -189,12 +191,17 @@ def _nearest(curve: float) -> torch.Tensor:
         levels = _table(curve, torch.float64)[: LAST + 1]
         numbers = torch.arange(-_STEPS, _STEPS + 1, dtype=torch.float64) / _STEPS
         places = torch.bucketize(numbers.abs(), (levels[1:] + levels[:-1]) / 2)
-        return torch.where(numbers < 0, places + 128, places).to(torch.uint8)
+        negative = (numbers < 0) & (places > 0)
+        return torch.where(negative, places + 128, places).to(torch.uint8)
 
 
 def _loss(sample: torch.Tensor, curve: float) -> float:
     stored = encode(sample, curve)
     return math.inf if stored is None else float((stored.decode() - sample).square().sum())
+
+
+def _rows(weight: torch.Tensor) -> torch.Tensor:
+    return weight.reshape(weight.shape[0], math.prod(weight.shape[1:]))
 
 
 def _parts(rows: torch.Tensor) -> Iterator[slice]:

@@ -93,6 +93,8 @@ def apply_all(
         yield Skipped(fp8_layerwise.NAME, "pipeline", "Metal has no float8 type: weights stay")
     elif config.fp8_storage:
         yield from _fp8(config, parts)
+        if not config.keep_originals:
+            yield Skipped("keep_originals=False", "pipeline", "for ComfyUI's own models only")
     if config.forward_chunk_size is not None:
         chunking = forward_chunking.ForwardChunking(config.forward_chunk_size)
         yield from _each(
