@@ -83,7 +83,7 @@ class Float8Layer(_Layer):
         patches = [function for function in self.weight_function if is_patch(function)]
         others = [function for function in self.weight_function if not is_patch(function)]
         inner = _lora_dtype(codes.device) if patches else dtype
-        weight = self.convert_weight(codes, dtype=inner)
+        weight = _Decoder(self)(codes, dtype=inner)
         if weight is codes and self.weight_function:
             weight = weight.to(inner, copy=True)
         for function in patches:
@@ -93,19 +93,13 @@ class Float8Layer(_Layer):
             weight = function(weight)
         return weight
 
-    def convert_weight(
-        self, weight: torch.Tensor, inplace: bool = False, dtype: torch.dtype | None = None
-    ) -> torch.Tensor:
-        """The weight that ``weight`` stands for: codes, as such or as numbers of another type.
+    @property
+    def convert_weight(self) -> Callable[..., torch.Tensor]:
+        """What the core calls before it patches or merges a weight it has cast.
 
-        The core calls it before it applies patches to a weight it has cast.
+        It may do so when the layer has its original weight again, so it takes along what it needs.
         """
-        if self.weight.dtype != CODES:
-            return weight
-        if dtype is None:
-            dtype = self.lowtide_dtype if weight.dtype == CODES else weight.dtype
-        scale = self.lowtide_scale.to(weight.device, non_blocking=True)
-        return decode(weight.to(CODES), scale, self.lowtide_curve, dtype)
+        return _Decoder(self)
 
     def set_weight(
         self,
@@ -146,6 +140,26 @@ class Float8Layer(_Layer):
             return moved
 
         return super()._apply(keeping, *args, **kwargs)
+
+
+class _Decoder:
+    """The weight that codes stand for: codes as such, or as numbers of another type."""
+
+    def __init__(self, layer: Any) -> None:
+        self._coded = layer.weight.dtype == CODES
+        self._scale = layer.lowtide_scale
+        self._curve = layer.lowtide_curve
+        self._dtype = layer.lowtide_dtype
+
+    def __call__(
+        self, weight: torch.Tensor, inplace: bool = False, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        if not self._coded:
+            return weight
+        if dtype is None:
+            dtype = self._dtype if weight.dtype == CODES else weight.dtype
+        scale = self._scale.to(weight.device, non_blocking=True)
+        return decode(weight.to(CODES), scale, self._curve, dtype)
 
 
 def float8_class(base: type, curve: float, dtype: torch.dtype) -> type:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .float8_layer import Float8Layer, WeightPatch, is_patch
+from ...errors import LowtideError
+from .float8_layer import PARTS, SCALE, Float8Layer, WeightPatch, is_patch
 
 if TYPE_CHECKING:
     _Patcher = Any
@@ -32,7 +33,16 @@ class Float8Patches(_Patcher):
         return None
 
     def load(self, *args: Any, **kwargs: Any) -> Any:
-        """The core's, then every layer of codes gets its patches."""
+        """The core's, then every layer of codes gets its patches.
+
+        Raises:
+            LowtideError: weights are to be patched in place, as older cores do for saving.
+        """
+        if kwargs.get("force_patch_weights") and any(_layers(self.model)):
+            raise LowtideError(
+                "this MODEL is stored in FP8, and its weights would be saved as codes that only "
+                "Lowtide reads. Save the MODEL that goes into Lowtide Optimize Pipeline"
+            )
         loaded = super().load(*args, **kwargs)
         fit(self)
         return loaded
@@ -65,6 +75,28 @@ class Float8Patches(_Patcher):
         original_weights.pop(key, None)
         return None
 
+    def get_key_patches(self, *args: Any, **kwargs: Any) -> Any:
+        """The core's, for merging. A loaded layer's original weight stands for its codes."""
+        found = super().get_key_patches(*args, **kwargs)
+        for key in [key for key in found if key.endswith(f".{SCALE}")]:
+            del found[key]
+        for key, (_, *patches) in list(found.items()):
+            held = self.object_patches_backup.get(f"{key.removesuffix(_WEIGHT)}.{PARTS[1]}")
+            if held is not None and _layer_of(self.model, key) is not None:
+                found[key] = [(held["weight"], _as_it_is), *patches]
+        return found
+
+    def model_state_dict_for_saving(self, model: Any = None, prefix: str = "") -> Any:
+        """The core's, where it has one, with weights in the place of codes."""
+        found = super().model_state_dict_for_saving(model, prefix)
+        for key in list(found):
+            if key.endswith(f".{SCALE}"):
+                del found[key]
+            elif _layer_of(self.model, prefix + key) is not None:
+                weight = self.patch_weight_to_device(prefix + key, return_weight=True)
+                found[key] = weight.to("cpu")
+        return found
+
     def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> Any:
         """The core's; a resident layer's function would otherwise stay, and its LoRA with it."""
         if unpatch_weights:
@@ -81,6 +113,10 @@ def fit(patcher: Any) -> None:
         patches = [*patcher.patches.get(key, ()), *hooked.get(key, ())]
         own = [WeightPatch(key, patches)] if patches else []
         layer.weight_function = [*own, *_others(layer)]
+
+
+def _as_it_is(weight: Any, **_: Any) -> Any:
+    return weight
 
 
 def _others(layer: Any) -> list[Any]:

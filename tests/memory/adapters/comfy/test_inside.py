@@ -27,6 +27,7 @@ PLACES = {
     "feeding": ("cpu",),
     "float8": ("cpu", "npu"),
     "float8_device": ("npu",),
+    "float8_life": ("cpu", "npu"),
     "float8_shapes": ("cpu",),
 }
 

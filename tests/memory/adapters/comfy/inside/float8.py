@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
-
 import comfy.model_management as mm
 import comfy.ops
 import torch
@@ -12,7 +9,6 @@ from lowtide.memory import float8 as codec
 from lowtide.memory.adapters.comfy import float8
 from lowtide.memory.adapters.comfy.float8_layer import Float8Layer, is_patch
 from lowtide.memory.adapters.comfy.patchers import Residency, streaming_bytes, with_residency
-from lowtide.memory.errors import LowtideError
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.strategies.base import Applied, Skipped
 from small import (
@@ -31,7 +27,6 @@ from small import (
 )
 
 CONFIG = MemoryOptimizationConfig(fp8_storage=True)
-PERMANENT = MemoryOptimizationConfig(fp8_storage=True, keep_originals=False)
 BASE = patcher()
 BEFORE = weights(BASE)
 SIZE = BASE.model_size()
@@ -249,44 +244,6 @@ def case_a_dynamic_patcher_is_left_alone() -> None:
     assert "DynamicVRAM" in entry.reason
 
 
-def case_codes_are_made_once_shared_and_dropped_with_the_last_clone() -> None:
-    gc.collect()
-    one = patcher()
-    first, _ = stored(one)
-    second, _ = stored(one)
-    name = f"{KEYS[0].removesuffix('.weight')}._parameters"
-    codes = weakref.ref(first.object_patches[name]["weight"])
-    assert second.object_patches[name]["weight"] is codes()
-    images = [run(first), run(second), run(lora(second)), run(second.clone())]
-    assert torch.equal(images[0], images[1])
-    assert torch.equal(images[0], images[3])
-    unload()
-    gc.collect()
-    gc.disable()
-    try:
-        del first
-        assert codes() is not None
-        del second
-        assert codes() is None, gc.get_referrers(codes())
-    finally:
-        gc.enable()
-
-
-def case_the_model_is_dropped_without_the_collector() -> None:
-    one = patcher()
-    clone = lora(stored(one)[0])
-    run(clone)
-    unload()
-    gc.collect()
-    layer = weakref.ref(one.model.diffusion_model.blocks[0])
-    gc.disable()
-    try:
-        del one, clone
-        assert layer() is None
-    finally:
-        gc.enable()
-
-
 def case_an_early_lora_in_the_loaded_model_is_not_encoded() -> None:
     load(lora(BASE))
     clone, _ = stored(BASE)
@@ -326,51 +283,6 @@ def case_streaming_counts_the_decoded_weight() -> None:
     assert streaming_bytes(clone) == plain * at_once
     assert streaming_bytes(lora(clone)) == (plain + 8 * LAYER) * at_once
     assert streaming_bytes(BASE) == (4 * LAYER + 4 * WIDTH) * at_once
-
-
-def case_dropped_originals_stay_right_for_every_patcher() -> None:
-    one = patcher()
-    kept, _ = stored(one)
-    expected, expected_lora = run(kept), run(lora(kept))
-    unload()
-    del kept
-    original = weakref.ref(one.model.diffusion_model.blocks[0].weight)
-    early = lora(one)
-    clone, entry = stored(one, PERMANENT)
-    gc.collect()
-    assert original() is None
-    assert one.model_size() == mm.module_size(one.model) == clone.model_size()
-    for patched, exact in ((one, expected), (clone, expected), (one.clone(), expected)):
-        assert torch.equal(run(patched), exact)
-        unload()
-    for patched in (early, lora(one), lora(clone), stored(lora(one))[0]):
-        assert off(run(patched), expected_lora) < 1e-6
-        unload()
-        partly = with_residency(patched, Residency(cap=SIZE // 8))
-        assert off(run(partly), expected_lora) < 1e-6
-        assert torch.equal(run(one), expected)
-        unload()
-    try:
-        entry.undo()
-    except LowtideError as error:
-        assert "Load the model again" in str(error)
-    else:
-        raise AssertionError("undone without originals")
-    assert "dropped" in entry.detail
-
-
-def case_dropped_originals_and_the_cores_own_streaming() -> None:
-    one = patcher()
-    stored(one, PERMANENT)
-    base = lora(one)
-    image = run(base)
-    unload()
-    base.partially_load(base.load_device, SIZE / 10)
-    assert base.model.model_lowvram
-    assert off(forward(base), image) < 1e-6
-    base.partially_unload(base.offload_device, SIZE / 20)
-    assert off(forward(base), image) < 1e-6
-    base.detach()
 
 
 def case_the_report_says_what_undoing_costs() -> None:
