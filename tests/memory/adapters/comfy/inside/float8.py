@@ -70,7 +70,9 @@ def case_images_lose_little_and_the_original_is_as_it_was() -> None:
     clean()
     assert torch.equal(run(BASE), PLAIN)
     assert torch.equal(run(clone), found)
+    assert clone.loaded_size() == clone.model_size()
     assert torch.equal(run(BASE), PLAIN)
+    assert BASE.loaded_size() == SIZE
     clean()
 
 
