@@ -97,8 +97,11 @@ def to_model(config: MemoryOptimizationConfig, share: Share, model: Any, entries
 
 
 def _in_fp8(config: MemoryOptimizationConfig, model: Any, entries: Entries) -> Any:
-    if model.load_device.type == "cpu" and config.keep_originals:
-        entries.append(Skipped(float8.NAME, "model", _ON_HOST))
+    reason = left_alone(model)
+    if reason is None and model.load_device.type == "cpu" and config.keep_originals:
+        reason = _ON_HOST
+    if reason is not None:
+        entries.append(Skipped(float8.NAME, "model", reason))
         return model
     return float8.store(model, config, entries)
 
