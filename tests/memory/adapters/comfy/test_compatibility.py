@@ -38,8 +38,8 @@ def test_the_core_s_and_our_own_classes_are_not() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "/home/me/ComfyUI/custom_nodes/ComfyUI-Other",
-        "/home/me/ComfyUI/custom_nodes/ComfyUI-Other.nodes.model",
+        "/srv/ComfyUI/custom_nodes/ComfyUI-Other",
+        "/srv/ComfyUI/custom_nodes/ComfyUI-Other.nodes.model",
         "C:\\ComfyUI\\custom_nodes\\ComfyUI-Other.nodes",
         "custom_nodes.ComfyUI-Other.nodes",
     ],
