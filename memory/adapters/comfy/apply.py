@@ -12,18 +12,22 @@ from ...errors import BudgetError, TargetError
 from ...levels import MemoryOptimizationConfig, OptimizationLevel
 from ...strategies.base import Applied, Skipped
 from ...units import MIB, format_bytes
-from . import dynamic
+from . import control as controls
+from . import dynamic, sampling
 from .attention import choose
+from .budget import givable
 from .chunking import chunk, held_bytes
 from .clip import leaving
 from .compatibility import left_alone, stays
-from .patchers import Residency, is_dynamic, marked, streaming_bytes, with_residency
+from .limits import least_bytes, streaming_bytes, streams_all
+from .patchers import Residency, is_dynamic, marked, with_residency
 from .vae import VaePlan, tiles, tiling
 
 Entries = list[Any]
 
 RESIDENT_SHARE = {OptimizationLevel.AGGRESSIVE: 0.25, OptimizationLevel.ULTRA: 0.0}
-"""Part of a model's weights that stays on the device; a level that is not named has no cap."""
+"""Most of a model's weights that stays on the device, less where little is free; a level that is
+not named has no cap."""
 
 _AFTER_A_RUN = {
     "always": "off the device after each run",
@@ -36,14 +40,19 @@ _TEXT_MOST = 256 * MIB
 
 @dataclass(frozen=True)
 class Share:
-    """The budget divided: each part has its turn on the device, so each may use all of it."""
+    """The budget divided: model, text encoder and VAE have their turn on the device one after the
+    other, so each may use all of it. A ControlNet has its turn with the model: while they sample,
+    what is left for weights is divided between them by size."""
 
     model: Residency | None
     clip: Residency | None
     vae: VaePlan | None
+    control: Residency | None = None
 
 
-def divide(config: MemoryOptimizationConfig, *, model: Any, clip: Any, vae: Any) -> Share:
+def divide(
+    config: MemoryOptimizationConfig, *, model: Any, clip: Any, vae: Any, control_net: Any = None
+) -> Share:
     """What each part may keep on the device under ``config``.
 
     Raises:
@@ -55,6 +64,11 @@ def divide(config: MemoryOptimizationConfig, *, model: Any, clip: Any, vae: Any)
             raise TargetError(f"`{name}` is a {type(value).__name__}; plug in a {name.upper()}")
     if vae is not None and not hasattr(vae, "first_stage_model"):
         raise TargetError(f"`vae` is a {type(vae).__name__}; plug in a VAE")
+    if control_net is not None and not hasattr(control_net, "set_previous_controlnet"):
+        kind = type(control_net).__name__
+        raise TargetError(f"`control_net` is a {kind}; plug in a CONTROL_NET")
+    if vae is not None and config.budget_bytes is not None:
+        _check_vae(config.budget_bytes, vae)
     idle = leaves_when_idle(config)
     return Share(
         None if model is None else _residency(config, model, "model"),
@@ -64,6 +78,9 @@ def divide(config: MemoryOptimizationConfig, *, model: Any, clip: Any, vae: Any)
         else VaePlan(
             config if config.enable_vae_tiling else None, idle, config.budget_bytes, _chunk(config)
         ),
+        None
+        if controls.patcher_of(control_net) is None
+        else _residency(config, controls.patcher_of(control_net), "control net"),
     )
 
 
@@ -73,14 +90,30 @@ def leaves_when_idle(config: MemoryOptimizationConfig) -> bool:
 
 
 def to_model(config: MemoryOptimizationConfig, share: Share, model: Any, entries: Entries) -> Any:
-    """A clone of the MODEL with its attention and chunking, under its cap."""
+    """A clone of the MODEL with its attention and chunking, under its cap; it leaves the device
+    when it has sampled."""
     if model is None or share.model is None:
         return model
     model = choose(model, config, entries)
     model = chunk(model, config, entries)
     held = held_bytes(model)
     residency = dataclasses.replace(share.model, streaming=share.model.streaming + held)
-    return _capped(config, residency, model, "model", entries)
+    return _sampled(config, residency, model, "model", entries)
+
+
+def to_control_net(
+    config: MemoryOptimizationConfig, share: Share, control_net: Any, entries: Entries
+) -> Any:
+    """A copy of the CONTROL_NET under its cap; it leaves the device when the model has sampled."""
+    if control_net is None:
+        return control_net
+    if share.control is None:
+        why = f"a {type(control_net).__name__} moves its weights itself"
+        entries.append(Skipped("resident cap", "control net", why))
+        return control_net
+    patcher = controls.patcher_of(control_net)
+    capped = _sampled(config, share.control, patcher, "control net", entries)
+    return control_net if capped is patcher else controls.with_patcher(control_net, capped)
 
 
 def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: Entries) -> Any:
@@ -169,12 +202,36 @@ def _unplug() -> None:
 
 def _chunk(config: MemoryOptimizationConfig) -> int | None:
     """Images of a batch the VAE works on at once; ``None`` = as many as the core likes."""
+    if config.budget_bytes is not None and not config.enable_vae_slicing:
+        return 1
     return (config.vae_decode_chunk_size or 1) if config.enable_vae_slicing else None
 
 
 def _policy(config: MemoryOptimizationConfig) -> str:
     """When a model leaves the device after a run."""
     return config.cleanup if config.on_exit else "off"
+
+
+def _sampled(
+    config: MemoryOptimizationConfig,
+    residency: Residency,
+    patcher: Any,
+    part: str,
+    entries: Entries,
+) -> Any:
+    """What is on the device while a model samples: capped, and off it afterwards."""
+    clone = _capped(config, residency, patcher, part, entries)
+    strategy = "leave when idle"
+    if stays(patcher):
+        entries.append(Skipped(strategy, part, str(stays(patcher))))
+    elif not residency.leave:
+        entries.append(Skipped(strategy, part, f"not part of level {config.level.value}"))
+    else:
+        clone = marked(patcher, residency) if clone is patcher else clone
+        entries.append(Applied(strategy, part, "off the device after sampling", _unplug))
+    if part == "model" and clone is not patcher:
+        sampling.watch(clone)
+    return clone
 
 
 def _following(residency: Residency, patcher: Any, part: str, entries: Entries) -> Any:
@@ -192,22 +249,61 @@ def _residency(config: MemoryOptimizationConfig, patcher: Any, part: str) -> Res
     if left_alone(patcher) is not None:
         return Residency(cleanup=_policy(config))
     share = RESIDENT_SHARE.get(config.level)
-    if share is not None and part != "model":
+    samples = part in ("model", "control net")
+    if share is not None and not samples:
         share = 0.0  # it runs once a prompt: what stays resident would save no transfer
     size = int(patcher.model_size())
     cap = None if share is None else int(size * share)
     budget = config.budget_bytes
-    streaming = streaming_bytes(patcher)
-    if budget is not None and budget <= streaming:
+    least = least_bytes(patcher)
+    if budget is not None and budget <= least:
         raise BudgetError(
             f"a budget of {format_bytes(budget)} cannot hold the {part}: its largest layer needs "
-            f"{format_bytes(streaming)} on the device even when everything is streamed. Give at "
-            f"least {format_bytes(streaming + MIB)}, and more for what it computes"
+            f"{format_bytes(least)} on the device even when everything is streamed. Give at "
+            f"least {givable(least + MIB)}, and more for what it computes"
         )
     beside = 0
-    if part != "model":
+    if not samples:
         beside = min(_TEXT_MOST, max(_TEXT_LEAST, size // _TEXT_SHARE))
-    return Residency(cap, budget, streaming, beside, _policy(config))
+    return Residency(
+        cap,
+        budget,
+        streaming_bytes(patcher),
+        beside,
+        _policy(config),
+        by_free=bool(share),
+        leave=samples and leaves_when_idle(config),
+    )
+
+
+def _check_vae(budget: int, vae: Any) -> None:
+    """Refuse a budget that cannot even hold the VAE's weights.
+
+    Raises:
+        BudgetError: names what it takes at least.
+    """
+    patcher = getattr(vae, "patcher", None)
+    if patcher is None or vae.first_stage_model is None:
+        return
+    if is_dynamic(patcher) or left_alone(patcher) is not None:
+        return
+    streamed = streams_all(patcher.model) and not getattr(vae, "disable_offload", False)
+    least = least_bytes(patcher) if streamed else int(patcher.model_size())
+    if budget <= least:
+        what = "its largest layer" if streamed else "its weights, which cannot be streamed, alone"
+        raise BudgetError(
+            f"a budget of {format_bytes(budget)} cannot hold the VAE: {what} take "
+            f"{format_bytes(least)}. Give at least {givable(least + MIB)}, and more for what it "
+            f"computes"
+        )
+
+
+def _free(patcher: Any) -> str | None:
+    import comfy.model_management as mm
+
+    if patcher.load_device == patcher.offload_device:
+        return None
+    return format_bytes(int(mm.get_free_memory(patcher.load_device)))
 
 
 def _capped(
@@ -234,11 +330,17 @@ def _capped(
     if residency.budget is None:
         assert residency.cap is not None
         detail = f"{format_bytes(residency.cap)} of {format_bytes(size)} resident"
+        if residency.by_free:
+            detail = f"at most {detail}, less where the device has little free"
+            free = _free(patcher)
+            detail += "" if free is None else f" ({free} now)"
+    elif part == "text encoder":
+        detail = f"all of {format_bytes(size)} if a budget of {format_bytes(residency.budget)}"
+        detail += " was measured to hold it, else none"
     else:
         detail = (
             f"of {format_bytes(size)} what a budget of {format_bytes(residency.budget)} leaves "
-            f"beside {format_bytes(residency.streaming)} for streaming and ComfyUI's estimate of "
-            f"activations"
+            f"beside what a step is measured to need; ComfyUI's estimate until then"
         )
     capped = with_residency(patcher, residency)
     entries.append(Applied(strategy, part, f"{detail}, the rest streamed", _unplug))

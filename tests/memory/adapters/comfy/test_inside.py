@@ -25,6 +25,10 @@ PLACES = {
     "attending": ("cpu", "npu"),
     "chunks": ("cpu", "npu"),
     "feeding": ("cpu",),
+    "budgets": ("npu", "cuda"),
+    "control": ("npu",),
+    "loras": ("cpu", "npu"),
+    "turns": ("npu",),
 }
 
 INSTALLATIONS, REFUSED = survey()
