@@ -77,16 +77,24 @@ class NativeResult:
     clip: Any
     vae: Any
     report: OptimizationReport
+    control_net: Any = None
 
 
 def optimize_native(
-    config: MemoryOptimizationConfig, *, model: Any = None, clip: Any = None, vae: Any = None
+    config: MemoryOptimizationConfig,
+    *,
+    model: Any = None,
+    clip: Any = None,
+    vae: Any = None,
+    control_net: Any = None,
 ) -> NativeResult:
-    """Apply ``config`` to clones of ComfyUI's MODEL, CLIP and VAE; what is ``None`` stays so.
+    """Apply ``config`` to clones of ComfyUI's MODEL, CLIP, VAE and CONTROL_NET.
+
+    What is ``None`` stays so.
 
     Raises:
         LowtideError: this process is no ComfyUI.
-        TargetError: an input that is no configuration, model, text encoder or VAE.
+        TargetError: an input that is no configuration, model, text encoder, VAE or ControlNet.
         BudgetError: a budget under what the weights need even when all are streamed.
     """
     from .adapters import comfy
@@ -98,15 +106,16 @@ def optimize_native(
 
     if config.cleanup != "off":
         executor.install()
-    share = apply.divide(config, model=model, clip=clip, vae=vae)
+    share = apply.divide(config, model=model, clip=clip, vae=vae, control_net=control_net)
     notes = compatibility.notes(compatibility.parts_of(model, clip, vae))
     entries: list[Any] = []
     model = apply.to_model(config, share, model, entries)
+    control_net = apply.to_control_net(config, share, control_net, entries)
     clip = apply.to_clip(config, share, clip, entries)
     vae = apply.to_vae(config, share, vae, entries)
     apply.account_for_the_rest(config, entries)
     report = OptimizationReport(config.level, str(comfy.device()), entries, notes)
-    return NativeResult(model, clip, vae, report)
+    return NativeResult(model, clip, vae, report, control_net)
 
 
 def monitor(node_id: str | None = None) -> tuple[str, dict[str, Any]]:

@@ -132,6 +132,14 @@ def drop_results_after_this_run(*, unload: bool) -> bool:
     return True
 
 
+def cast_buffers() -> int:
+    """Bytes of the buffers on the device that newer cores keep for streaming."""
+    import comfy.model_management as mm
+
+    kept = getattr(mm, "STREAM_CAST_BUFFERS", None) or {}
+    return sum(int(buffer.nbytes) for buffer in kept.values())
+
+
 def _drop_cast_buffers() -> None:
     """Each stream may keep a buffer as large as the largest weight it streamed."""
     import comfy.model_management as mm

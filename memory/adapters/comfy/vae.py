@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigError, TargetError
 from ...levels import MemoryOptimizationConfig
 from ...strategies.exact_tiling import known, strips
-from .budget import make_room
+from .budget import Turn, under
+from .compatibility import left_alone
 from .models import leave_device
+from .patchers import is_dynamic, residency_of
 from .tile import Tile, channels_first, clamped
 
 if TYPE_CHECKING:
@@ -168,11 +170,17 @@ class TilingVae(_Vae):
         edge = edge // factor * factor
         budget = self.lowtide_plan.budget
         if budget is not None and config.vae_tile_size is None:
-            room = budget - int(self.patcher.model_size())
+            room = budget - min(self._streamed(), int(self.patcher.model_size()))
             estimate = self.lowtide_estimates[work]
             while edge > least and estimate(clamped(shape, tile(edge)), self.vae_dtype) > room:
                 edge = max(least, edge // 2 // factor * factor)
         return None if max(height, width) <= edge else tile(edge)
+
+    def _streamed(self) -> int:
+        """Bytes its weights take on the device at least while it works under a budget."""
+        residency = residency_of(self.patcher)
+        streams = residency is not None and residency.streaming
+        return int(streams or self.patcher.model_size())
 
     def _overlap(self, latents: int) -> int:
         """Latents shared by neighbours. The core also cuts tiles half as wide and twice as high,
@@ -195,19 +203,23 @@ class _Working:
         vae = self.vae
         vae.throw_exception_if_invalid()
         vae.lowtide_tile = self.tile
+        one = clamped(self.shape, self.tile)
+        estimate = int(1.5 * float(vae.lowtide_estimates[self.work](one, vae.vae_dtype)))
+        question = (self.work, tuple(self.shape), self.tile, vae.lowtide_plan.exact)
+        self.turn = Turn(vae.patcher, question, "vae", "a smaller image", estimate)
         try:
-            self._make_room()
+            self.turn.begin()
         except BaseException:  # without an __enter__ there is no __exit__
-            self.__exit__()
+            self._leave()
             raise
 
-    def _make_room(self) -> None:
-        vae, plan = self.vae, self.vae.lowtide_plan
-        if plan.budget is not None:
-            one = vae.lowtide_estimates[self.work](clamped(self.shape, self.tile), vae.vae_dtype)
-            make_room(vae.patcher, plan.budget, int(one) + int(vae.patcher.model_size()))
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.turn.end(failed=kind is not None)
+        finally:
+            self._leave()
 
-    def __exit__(self, *_: object) -> None:
+    def _leave(self) -> None:
         self.vae.lowtide_tile = None
         if self.vae.lowtide_plan.leave:
             leave_device(self.vae.patcher)
@@ -229,6 +241,9 @@ def tiling(vae: Any, plan: VaePlan) -> Any:
         plan = replace(plan, exact=_exactly(plan.config, vae))
     twin = copy.copy(vae)
     twin.patcher = vae.patcher.clone()
+    if plan.budget is not None and not is_dynamic(vae.patcher) and left_alone(vae.patcher) is None:
+        whole = bool(getattr(vae, "disable_offload", False))
+        twin.patcher = under(twin.patcher, plan.budget, whole=whole)
     base = type(twin)
     if not issubclass(base, TilingVae):
         known = _classes.get(base)

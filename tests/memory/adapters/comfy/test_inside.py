@@ -29,6 +29,10 @@ PLACES = {
     "float8_device": ("npu",),
     "float8_life": ("cpu", "npu"),
     "float8_shapes": ("cpu",),
+    "budgets": ("npu", "cuda"),
+    "control": ("npu",),
+    "loras": ("cpu", "npu"),
+    "turns": ("npu",),
 }
 
 INSTALLATIONS, REFUSED = survey()

@@ -107,8 +107,8 @@ def case_a_vae_that_finds_no_room_is_as_before_and_leaves() -> None:
     found, _ = optimized("balanced", budget_bytes=1 << 30)
     load(found["vae"].patcher)
     assert held() > start
-    keep = vae.make_room
-    vae.make_room = lambda *_: 1 / 0
+    keep = vae.Turn.begin
+    vae.Turn.begin = lambda _turn: 1 / 0
     try:
         for work, value in (("decode", LATENT), ("encode", IMAGE)):
             try:
@@ -120,7 +120,7 @@ def case_a_vae_that_finds_no_room_is_as_before_and_leaves() -> None:
             assert found["vae"].lowtide_tile is None, work
             assert held() == start, work
     finally:
-        vae.make_room = keep
+        vae.Turn.begin = keep
     clean()
 
 

@@ -8,7 +8,8 @@ import torch
 from lowtide.memory import float8 as codec
 from lowtide.memory.adapters.comfy import float8
 from lowtide.memory.adapters.comfy.float8_layer import Float8Layer, is_patch
-from lowtide.memory.adapters.comfy.patchers import Residency, streaming_bytes, with_residency
+from lowtide.memory.adapters.comfy.limits import streaming_bytes
+from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.strategies.base import Applied, Skipped
 from small import (

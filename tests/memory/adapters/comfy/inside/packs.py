@@ -16,7 +16,7 @@ import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 from lowtide.memory import session
-from lowtide.memory.adapters.comfy import compatibility, patchers, start_flags
+from lowtide.memory.adapters.comfy import compatibility, limits, patchers, start_flags
 from lowtide.memory.adapters.comfy.compatibility import left_alone
 from lowtide.memory.adapters.comfy.patchers import Budgeted, Residency, with_residency
 from lowtide.memory.levels import MemoryOptimizationConfig
@@ -225,10 +225,10 @@ def case_a_gguf_cap_shrinks_and_grows_without_doubling_a_lora() -> None:
 def case_a_gguf_layer_is_unpacked_beside_its_packed_weight() -> None:
     base = gguf()
     layer = base.model.diffusion_model.blocks[0]
-    packed = patchers.streaming_bytes(base)
+    packed = limits.streaming_bytes(base)
     for block in base.model.diffusion_model.blocks:
         block.weight.tensor_shape = torch.Size((256, 512))
-    assert patchers.streaming_bytes(base) - packed >= 256 * 512 * 2 - 2 * layer.weight.nbytes
+    assert limits.streaming_bytes(base) - packed >= 256 * 512 * 2 - 2 * layer.weight.nbytes
 
 
 def case_a_patcher_that_moves_its_weights_is_left_alone_by_name() -> None:
