@@ -20,7 +20,7 @@ import torch
 
 from ..backend import allocated, device_of
 from .base import Applied, Method, Outcome, Skipped, Undo, override, undo_all, wrap_method
-from .exact_costs import Plan, Shape, plan, scale_of
+from .exact_costs import Plan, Shape, layers_of, plan, scale_of, whole
 from .exact_map import Workshop
 from .exact_passes import run
 from .exact_program import Step, program_of
@@ -68,18 +68,35 @@ def apply(config: ExactTiling, vae: torch.nn.Module, name: str) -> Outcome:
 
 
 def planned(
-    module: Any, shape: Shape, itemsize: int, edge: int, limit: int | None = None, keep: int = 0
+    module: Any,
+    images: int,
+    height: int,
+    width: int,
+    itemsize: int,
+    edge: int,
+    limit: int | None = None,
+    keep: int = 0,
 ) -> Plan | None:
     """The plan of an encoder's or decoder's strips; ``None`` if its layers are not all known.
 
     Args:
+        height, width: of the images, in pixels.
         edge: of the tile whose memory is not to be exceeded, in pixels.
         limit, keep: as :func:`exact_costs.plan` takes them.
     """
     program = program_of(module)
     if program is None:
         return None
+    shape = _shape(program, images, height, width)
     return plan(program, shape, itemsize, max(1, edge // _factor(program)), limit, keep)
+
+
+def whole_bytes(module: Any, images: int, height: int, width: int, itemsize: int) -> int | None:
+    """Bytes an encoder or a decoder takes for whole images; ``None`` as for :func:`planned`."""
+    program = program_of(module)
+    if program is None:
+        return None
+    return whole(program, _shape(program, images, height, width), itemsize)
 
 
 @contextmanager
@@ -168,6 +185,12 @@ def _in_strips(module: Any, choice: _Settled | _ByConfig) -> Callable[[Method], 
 def _factor(program: tuple[Step, ...]) -> int:
     """Pixels of the image per unit of the program's input: of a latent, or 1 for an encoder."""
     return max(1, round(scale_of(program)))
+
+
+def _shape(program: tuple[Step, ...], images: int, height: int, width: int) -> Shape:
+    factor = _factor(program)
+    channels = next(layers_of(program)).conv.in_channels
+    return images, channels, height // factor, width // factor
 
 
 def _arriving(module: Any, device: torch.device) -> int:
