@@ -93,8 +93,9 @@ def smooth(*shape: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
     found = torch.zeros(shape)
     for cells in (2, 4, 8):
-        grid = torch.randn(*shape[:-2], cells, cells, generator=generator)
-        found += torch.nn.functional.interpolate(grid, shape[-2:], mode="bicubic")
+        grid = torch.randn(1, math.prod(shape[:-2]), cells, cells, generator=generator)
+        grown = torch.nn.functional.interpolate(grid, shape[-2:], mode="bicubic")
+        found += grown.reshape(shape)
     return found
 
 

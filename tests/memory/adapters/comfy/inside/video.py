@@ -53,7 +53,7 @@ def case_a_budget_makes_a_videos_tiles_smaller_and_then_shorter() -> None:
     ):
         estimate = getattr(vae, f"memory_used_{work}")
         frames = []
-        for part in (1.0, 0.2, 0.05, 0.01):
+        for part in (1.0, 0.2, 0.05, 0.004):
             twin = tiling(vae, VaePlan(plan().config, False, 1))
             most = int(part * estimate(shape, torch.float32))
             job = choose(twin, work, shape, Room(most, most))
