@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..backend import allocated, device_of
+from ..levels import MemoryOptimizationConfig, OptimizationLevel
 from .base import Applied, Method, Outcome, Skipped, Undo, override, undo_all, wrap_method
 from .exact_costs import Plan, Shape, layers_of, plan, scale_of, whole
 from .exact_map import Workshop
@@ -48,6 +49,17 @@ def known(vae: Any) -> bool:
     """Whether every layer of the VAE's encoder and decoder is known."""
     parts = [getattr(vae, name, None) for name in ("encoder", "decoder")]
     return all(program_of(part) is not None for part in parts)
+
+
+def wanted(config: MemoryOptimizationConfig) -> bool:
+    """Whether a pipeline's VAE is to be tiled exactly under ``config``, if its layers are known.
+
+    Strips move the maps between layers; at ULTRA, where weights are streamed, that counts most, and
+    blended tiles are left unless exact ones are asked for.
+    """
+    if config.vae_tile_mode == "auto":
+        return config.level is not OptimizationLevel.ULTRA
+    return config.vae_tile_mode == "exact"
 
 
 def apply(config: ExactTiling, vae: torch.nn.Module, name: str) -> Outcome:
