@@ -39,6 +39,21 @@ def randomise(model: torch.nn.Module) -> None:
         torch.nn.init.normal_(parameter, std=0.02, generator=generator)
 
 
+def natural() -> comfy.sd.VAE:
+    """One whose activations stay of order one, as a trained one's do; nothing is clipped."""
+    vae = around(copy.deepcopy(VAE.first_stage_model))
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in vae.first_stage_model.named_parameters():
+        with torch.no_grad():
+            if weight.ndim > 1:
+                spread = weight[0].numel() ** -0.5
+                weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
+            else:
+                weight.fill_(float("norm" in name and name.endswith("weight")))
+    vae.process_output = lambda image: image
+    return vae
+
+
 def around(model: torch.nn.Module) -> comfy.sd.VAE:
     """A VAE like ``VAE`` around another model."""
     vae = copy.copy(VAE)
