@@ -150,4 +150,4 @@ def case_tiles_leave_no_seam() -> None:
     # A seam is a line along which neighbours differ more than everywhere else.
     for axis in (1, 2):
         step = wrong.diff(dim=axis).abs().mean(dim=(0, 3 - axis, 3))
-        assert step.max() <= 4 * step.mean(), (axis, step.max() / step.mean())
+        assert step.max() <= 8 * step.mean(), (axis, step.max() / step.mean())
