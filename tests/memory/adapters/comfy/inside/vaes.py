@@ -41,7 +41,7 @@ def randomise(model: torch.nn.Module) -> None:
 
 def natural() -> comfy.sd.VAE:
     """One whose activations stay of order one, as a trained one's do; nothing is clipped."""
-    vae = around(copy.deepcopy(VAE.first_stage_model))
+    vae = around(copy.deepcopy(VAE.first_stage_model).to("cpu"))
     generator = torch.Generator().manual_seed(0)
     for name, weight in vae.first_stage_model.named_parameters():
         with torch.no_grad():
