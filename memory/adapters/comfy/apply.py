@@ -18,7 +18,8 @@ from .clip import leaving
 from .compatibility import left_alone, stays
 from .patchers import Residency, is_dynamic, marked, with_residency
 from .shares import Share, divide, leaves_when_idle, policy, residency_for
-from .vae import tiles, tiling
+from .vae import described, tiling
+from .vae_jobs import tiles
 
 __all__ = ["Share", "divide"]
 
@@ -120,13 +121,7 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
     elif not tiles(vae):
         entries.append(Skipped("vae tiling", "vae", "it decodes no image: nothing to cut"))
     else:
-        size = plan.config.vae_tile_size
-        edge = f"at most {plan.config.tile_limit}, by the image" if size is None else str(size)
-        if twin.lowtide_plan.exact:
-            name, detail = "exact vae tiling", f"in strips, at the memory of tiles of {edge} pixels"
-        else:
-            shared = f"{plan.config.vae_tile_overlap:.0%} shared"
-            name, detail = "vae tiling", f"blended tiles of {edge} pixels, {shared}"
+        name, detail = described(twin) or ("vae tiling", "")
         entries.append(Applied(name, "vae", detail, _unplug))
     if plan.chunk is not None and tiles(vae):
         count = "one image" if plan.chunk == 1 else f"at most {plan.chunk} images"

@@ -17,6 +17,9 @@ SITE = Path(__file__).resolve().parents[3] / "accelerator" / "site"
 PLACES = {
     "residency": ("cpu", "npu"),
     "tiles": ("cpu", "npu"),
+    "strips": ("cpu", "npu"),
+    "vae_copies": ("cpu", "npu"),
+    "video": ("npu",),
     "idle": ("npu",),
     "hooks": ("cpu",),
     "applied": ("npu",),

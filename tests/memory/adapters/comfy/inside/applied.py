@@ -12,7 +12,7 @@ from lowtide.memory.adapters.comfy.patchers import residency_of
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.report import OptimizationReport
 from small import load, patcher
-from tiles import IMAGE, LATENT, VAE
+from vaes import IMAGE, LATENT, VAE
 
 KINDS = ("model", "clip", "vae")
 
@@ -117,7 +117,7 @@ def case_a_vae_that_finds_no_room_is_as_before_and_leaves() -> None:
                 pass
             else:
                 raise AssertionError("the failure was swallowed")
-            assert found["vae"].lowtide_tile is None, work
+            assert found["vae"].lowtide_job is None, work
             assert held() == start, work
     finally:
         vae.Turn.begin = keep

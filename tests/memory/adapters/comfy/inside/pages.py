@@ -28,7 +28,7 @@ from lowtide.memory.adapters.comfy.patchers import Budgeted, Residency, residenc
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.report import OptimizationReport
 from small import CPU, DEVICE, Model, load, lora, restored, run, weights
-from tiles import IMAGE, LATENT, VAE
+from vaes import IMAGE, LATENT, VAE
 
 PAGE = 32 << 20
 LEVELS = ("none", "balanced", "aggressive", "ultra")
