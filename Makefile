@@ -11,13 +11,14 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench-sdxl bench-peers clean
+.PHONY: help setup demo test test-fast lint bench-sdxl bench-peers bench-float8 bench-vae clean
 
 help:
 	@echo "make demo         four levels on a small pipeline: table, chart and images in $(OUT)/"
 	@echo "make test         lint, types, every test (hosts too where a ComfyUI is found)"
 	@echo "make test-fast    the tests that need neither a ComfyUI nor a minute"
 	@echo "make bench-peers  the levels beside diffusers' own modes and other packages (about 5 minutes)"
+	@echo "make bench-vae    exact VAE tiling beside blended tiles, to 2048 px (hours on two cores, 8 GiB of RAM)"
 	@echo "make bench-sdxl   SDXL 1.0 at 1024 px, one step, four levels (about 13 minutes, 22 GiB of RAM)"
 
 $(STAMP): requirements.txt pyproject.toml Makefile
@@ -53,8 +54,15 @@ test-fast: setup
 bench-peers: setup
 	$(PY) -m lowtide bench --model sdxl-small --peers --simulate cuda
 
+bench-vae: setup
+	for vae in small small-16; do $(PY) -m lowtide bench --vae $$vae --size 512 --simulate npu; done
+	for size in 1024 2048; do $(PY) -m lowtide bench --vae full --size $$size --simulate npu; done
+
 bench-sdxl: setup
 	$(PY) -m lowtide bench --model sdxl --size 1024 --steps 1 --simulate npu --chart $(OUT)/sdxl.png
+
+bench-float8: setup
+	$(PY) -m lowtide bench --float8
 
 clean:
 	rm -rf $(VENV) $(OUT) build *.egg-info

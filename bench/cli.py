@@ -67,6 +67,19 @@ def _bench_arguments(bench: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --model sdxl-small: diffusers' own modes and installed packages as rows too",
     )
+    bench.add_argument(
+        "--float8",
+        action="store_true",
+        help="instead: what FP8 storage saves and loses, on the shapes of three families",
+    )
+    bench.add_argument(
+        "--vae",
+        metavar="NAME",
+        help="exact VAE tiling beside blended tiles: small, small-16, full, full-16",
+    )
+    bench.add_argument(
+        "--works", default="decode,encode", help="with --vae: decode, encode (default: both)"
+    )
     bench.set_defaults(command=_bench)
 
 
@@ -114,6 +127,10 @@ def _positive(text: str) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.float8:
+        return _float8(options)
+    if options.vae is not None:
+        return _bench_vae(options)
     model = model_of(options.model)
     size = options.size or model.size
     steps = options.steps or model.steps
@@ -148,6 +165,56 @@ def _bench(options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return 1 if all(row.error for row in result.rows) else 0
+
+
+def _float8(options: argparse.Namespace) -> int:
+    usual = vars(parser().parse_args(["bench"]))
+    used = {"float8", "json", "command"}
+    for name, value in vars(options).items():
+        if name not in used and value != usual[name]:
+            raise ConfigError(f"--{name} has no effect with --float8; leave it out")
+    if options.json is not None:
+        _make_writable("--json", options.json)
+    silence_libraries()
+    from .float8 import bench_float8
+
+    result = bench_float8()
+    return _say(result, options)
+
+
+def _bench_vae(options: argparse.Namespace) -> int:
+    from .vae import DTYPES as TYPES
+    from .vae import WORKS, bench_vae
+
+    works = options.works.split(",")
+    size = options.size or 512
+    if not set(works) <= set(WORKS):
+        raise ConfigError(f"--works {options.works} names no work of a VAE; give decode,encode")
+    if size % 64 or size < 320:
+        raise ConfigError(
+            f"--size {size} does not suit tiles of 256 pixels; give a multiple of 64 from 320"
+        )
+    if options.json is not None:
+        _make_writable("--json", options.json)
+    silence_libraries()
+    place = places.choose(options.device, options.simulate, options.capacity)
+    dtypes = TYPES if options.dtype is None else (options.dtype,)
+    result = bench_vae(
+        options.vae,
+        place,
+        size=size,
+        dtypes=dtypes,
+        works=works,
+        told=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    return _say(result, options)
+
+
+def _say(result: Any, options: argparse.Namespace) -> int:
+    print(result.text())
+    if options.json is not None:
+        options.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return 0
 
 
 def _make_writable(option: str, path: Path) -> None:

@@ -8,7 +8,7 @@ what the device may use, not what the machine has.
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,18 @@ class DeviceSnapshot:
     def to_dict(self) -> dict[str, Any]:
         """The reading as plain JSON values."""
         return asdict(self)
+
+    def counting(self, outside: int) -> DeviceSnapshot:
+        """The same reading with ``outside`` bytes this process holds beside torch's allocator."""
+        if not outside:
+            return self
+        others = self.reserved_by_others
+        return replace(
+            self,
+            allocated=None if self.allocated is None else self.allocated + outside,
+            reserved=None if self.reserved is None else self.reserved + outside,
+            reserved_by_others=None if others is None else max(0, others - outside),
+        )
 
 
 def snapshot(device: str | torch.device | None = None) -> DeviceSnapshot:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .adjust import check_config
 from .errors import TargetError
 from .units import format_bytes
 
@@ -64,15 +65,9 @@ def optimize(config: MemoryOptimizationConfig, pipeline: Any) -> tuple[PipelineH
         TargetError: an input that is no configuration or no pipeline.
     """
     from .handles import PipelineHandle
-    from .levels import MemoryOptimizationConfig
 
     handle = _handle(pipeline)
-    if not isinstance(config, MemoryOptimizationConfig):
-        raise TargetError(
-            f"`config` is a {type(config).__name__}; plug in the config output of Lowtide Memory "
-            f"Level Selector"
-        )
-    optimised = PipelineHandle(handle.loaded, config, handle.device)
+    optimised = PipelineHandle(handle.loaded, check_config(config), handle.device)
     optimizer = optimised.activate()
     assert optimizer.report is not None
     return optimised, optimizer.report.text()

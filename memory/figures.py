@@ -14,11 +14,13 @@ from .units import format_bytes
 def read() -> tuple[str, dict[str, Any]]:
     """Text, and figures in bytes; a reading nobody can give is ``None``.
 
-    Figures: device, allocated, reserved, free, total, reserved_by_others, peak (highest allocated
-    since the prompt began; outside ComfyUI since torch's counters were reset), host_total,
-    host_available, host_rss, and models, a list of name, device, on_device and size.
+    Figures: device, allocated, reserved, free, total, reserved_by_others, pages (what allocated
+    and reserved have of DynamicVRAM's pages, which torch does not count), peak (highest allocated
+    since the prompt began, without pages; outside ComfyUI since torch's counters were reset),
+    host_total, host_available, host_rss, and models, a list of name, device, on_device and size.
     """
-    found = snapshot(comfy.device())
+    pages = comfy.outside_torch()
+    found = snapshot(comfy.device()).counting(pages)
     host = host_snapshot()
     figures: dict[str, Any] = {
         "device": found.device,
@@ -27,6 +29,7 @@ def read() -> tuple[str, dict[str, Any]]:
         "free": found.free,
         "total": found.total,
         "reserved_by_others": found.reserved_by_others,
+        "pages": pages,
         "peak": _peak(found.device),
         "host_total": host.total,
         "host_available": host.available,
@@ -76,7 +79,8 @@ def _text(figures: dict[str, Any], name: str) -> str:
         f"{figures['device']} ({name})",
         f"  allocated {size('allocated')}, reserved {size('reserved')}, "
         f"free {size('free')} of {size('total')}",
-        f"  peak so far {size('peak')}",
+        f"  peak so far {size('peak')}"
+        + (f", beside DynamicVRAM's pages, now {size('pages')}" if figures["pages"] else ""),
         f"Host: {size('host_rss')} used by this process, "
         f"{size('host_available')} free of {size('host_total')}",
     ]

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
-from .settings import check_combinations, check_field, check_known
+from .settings import canonical, check_combinations, check_field, check_known
 
 if TYPE_CHECKING:
     from .device import DeviceSnapshot
@@ -75,6 +75,8 @@ class MemoryOptimizationConfig:
         low_cpu_mem: pin host memory per transfer instead of once: less RAM, slower.
         fp8_storage: keep the denoiser's weights in ``storage_dtype``, compute in another type.
         storage_dtype: ``float8_e4m3fn``.
+        keep_originals: keep the weights FP8 stands for in host RAM, for undoing. ``False`` drops
+            them: half the RAM, and FP8 until ComfyUI's model is loaded again.
         compute_dtype: ``bfloat16``, ``float16``, ``float32``; ``None`` = the model's own.
         enable_vae_tiling: decode and encode the image in tiles.
         vae_tile_mode: ``exact`` gives the untiled image at the memory of a tile, ``blended`` mixes
@@ -85,9 +87,12 @@ class MemoryOptimizationConfig:
         enable_vae_slicing: decode a batch in parts.
         vae_decode_chunk_size: latents decoded at once; ``None`` = the VAE's own slicing (one).
         attention: ``auto`` takes the fused kernel where there is one and slices where there is
-            none; ``sdpa``, ``xformers``, ``sliced`` insist.
+            none (ComfyUI's own models: its own choice); ``pytorch`` (or ``sdpa``), ``xformers``,
+            ``sub-quadratic``, ``split``, ``sliced`` insist. diffusers has no sub-quadratic and no
+            split attention and slices instead.
         attention_slice_size: heads at once when sliced: a number, ``auto`` (half), ``max`` (one).
-        forward_chunk_size: tokens at once through feed-forward layers; ``None`` = all.
+        forward_chunk_size: tokens, those of a whole batch together for ComfyUI's own models and
+            of one image for diffusers, at once through feed-forward layers; ``None`` = all.
         cleanup: ``off`` (the switches below rest), ``pressure`` (they act when memory is short),
             ``always``.
         after_load, after_lora, after_step, after_unload, on_exit: when a cleanup is due.
@@ -108,6 +113,7 @@ class MemoryOptimizationConfig:
     low_cpu_mem: bool = False
     fp8_storage: bool = False
     storage_dtype: str = "float8_e4m3fn"
+    keep_originals: bool = True
     compute_dtype: str | None = None
     enable_vae_tiling: bool = False
     vae_tile_mode: str = "auto"
@@ -149,6 +155,7 @@ class MemoryOptimizationConfig:
                     f"`level` is fixed once made ({self.level.value}): its fields would stay as "
                     f"they are. Use MemoryOptimizationConfig.from_level({value.value!r})"
                 )
+        value = canonical(name, value)
         check_field(name, value)
         super().__setattr__(name, value)
 

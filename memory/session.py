@@ -1,7 +1,8 @@
 """The order of an optimisation of ComfyUI's own models: read this first.
 
-``choose`` turns the selector's widgets into a configuration, ``optimize_native`` divides its
-budget, applies it to clones and reports; ``monitor`` reads and ``force_cleanup`` gives back.
+``choose`` turns the selector's widgets into a configuration, ``adjust`` changes single settings
+of it, ``optimize_native`` divides its budget, applies it to clones and reports; ``monitor``
+reads and ``force_cleanup`` gives back.
 Nothing here knows ComfyUI: what does is in ``adapters/comfy``.
 """
 
@@ -11,15 +12,29 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .adjust import adjust, check_config
 from .automatic import resolve_level
-from .errors import BudgetError, ConfigError, TargetError
+from .errors import BudgetError, ConfigError
 from .levels import MemoryOptimizationConfig, OptimizationLevel
 from .rescue import CHOICES
+from .settings import ATTENTION_KINDS
 from .units import format_bytes, gb_to_bytes
 
 if TYPE_CHECKING:
     from .device import DeviceSnapshot
     from .report import OptimizationReport
+
+__all__ = [
+    "ATTENTION_KINDS",
+    "CLEANUP_TARGETS",
+    "adjust",
+    "begin_to_follow",
+    "choose",
+    "detection_fingerprint",
+    "force_cleanup",
+    "monitor",
+    "optimize_native",
+]
 
 _RESCUES = {
     "on": "a node that is out of memory runs again with less",
@@ -49,7 +64,8 @@ def choose(
     else:
         config = MemoryOptimizationConfig.from_level(parsed)
     config = config.replace(budget_bytes=budget, cleanup=cleanup)
-    return config, _describe(config, found) + f"\nRescue: {_RESCUES[rescue]}"
+    said = [_describe(config, found), f"Rescue: {_RESCUES[rescue]}", *_device_notes()]
+    return config, "\n".join(said)
 
 
 def detection_fingerprint(level: str) -> str:
@@ -74,38 +90,44 @@ class NativeResult:
     clip: Any
     vae: Any
     report: OptimizationReport
+    control_net: Any = None
 
 
 def optimize_native(
-    config: MemoryOptimizationConfig, *, model: Any = None, clip: Any = None, vae: Any = None
+    config: MemoryOptimizationConfig,
+    *,
+    model: Any = None,
+    clip: Any = None,
+    vae: Any = None,
+    control_net: Any = None,
 ) -> NativeResult:
-    """Apply ``config`` to clones of ComfyUI's MODEL, CLIP and VAE; what is ``None`` stays so.
+    """Apply ``config`` to clones of ComfyUI's MODEL, CLIP, VAE and CONTROL_NET.
+
+    What is ``None`` stays so.
 
     Raises:
         LowtideError: this process is no ComfyUI.
-        TargetError: an input that is no configuration, model, text encoder or VAE.
+        TargetError: an input that is no configuration, model, text encoder, VAE or ControlNet.
         BudgetError: a budget under what the weights need even when all are streamed.
     """
     from .adapters import comfy
     from .report import OptimizationReport
 
     comfy.require("Lowtide Optimize Pipeline")
-    if not isinstance(config, MemoryOptimizationConfig):
-        raise TargetError(
-            f"`config` is a {type(config).__name__}; plug in the config output of Lowtide Memory "
-            f"Level Selector"
-        )
-    from .adapters.comfy import apply, executor
+    config = check_config(config)
+    from .adapters.comfy import apply, compatibility, executor
 
     executor.follow_policy(config.cleanup if config.on_exit else "off")
-    share = apply.divide(config, model=model, clip=clip, vae=vae)
+    share = apply.divide(config, model=model, clip=clip, vae=vae, control_net=control_net)
+    notes = compatibility.notes(compatibility.parts_of(model, clip, vae))
     entries: list[Any] = []
     model = apply.to_model(config, share, model, entries)
+    control_net = apply.to_control_net(config, share, control_net, entries)
     clip = apply.to_clip(config, share, clip, entries)
     vae = apply.to_vae(config, share, vae, entries)
     apply.account_for_the_rest(config, entries)
-    report = OptimizationReport(config.level, str(comfy.device()), entries)
-    return NativeResult(model, clip, vae, report)
+    report = OptimizationReport(config.level, str(comfy.device()), entries, notes)
+    return NativeResult(model, clip, vae, report, control_net)
 
 
 def begin_to_follow() -> None:
@@ -171,7 +193,18 @@ def _detect() -> DeviceSnapshot:
     from .adapters import comfy
     from .device import snapshot
 
-    return snapshot(comfy.device())
+    return snapshot(comfy.device()).counting(comfy.outside_torch())
+
+
+def _device_notes() -> list[str]:
+    """What ComfyUI's start flags do to the device, a line each; nothing outside ComfyUI."""
+    from .adapters import comfy
+
+    if not comfy.present():
+        return []
+    from .adapters.comfy import start_flags
+
+    return [f"Note: {note}" for note in start_flags.device_notes()]
 
 
 def _budget(budget_gb: float, found: DeviceSnapshot) -> int | None:

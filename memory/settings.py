@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _Check = Callable[[str, Any], None]
 
+ATTENTION_KINDS = ("auto", "pytorch", "xformers", "sub-quadratic", "split", "sliced")
+_OTHER_NAMES = {("attention", "sdpa"): "pytorch"}
+"""Values that mean another one; a configuration holds the other."""
+
 
 def _one_of(*choices: str | None) -> _Check:
     def check(name: str, value: Any) -> None:
@@ -98,6 +102,7 @@ _CHECKS: dict[str, _Check] = {
     "low_cpu_mem": _flag,
     "fp8_storage": _flag,
     "storage_dtype": _one_of("float8_e4m3fn"),
+    "keep_originals": _flag,
     "compute_dtype": _one_of(None, "bfloat16", "float16", "float32"),
     "enable_vae_tiling": _flag,
     "vae_tile_mode": _one_of("auto", "exact", "blended"),
@@ -105,7 +110,7 @@ _CHECKS: dict[str, _Check] = {
     "vae_tile_overlap": _overlap,
     "enable_vae_slicing": _flag,
     "vae_decode_chunk_size": _count(1, optional=True, unit=" of latents"),
-    "attention": _one_of("auto", "sdpa", "xformers", "sliced"),
+    "attention": _one_of(*ATTENTION_KINDS),
     "attention_slice_size": _slice_size,
     "forward_chunk_size": _count(1, optional=True, unit=" of tokens"),
     "cleanup": _one_of("off", "pressure", "always"),
@@ -127,6 +132,11 @@ def check_known(name: str, names: Iterable[str]) -> None:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
     raise UnknownSettingError(f"there is no setting {name!r}; {hint}")
+
+
+def canonical(name: str, value: Any) -> Any:
+    """The value by the name it is kept under; any other value as it is."""
+    return _OTHER_NAMES.get((name, value), value) if isinstance(value, str) else value
 
 
 def check_field(name: str, value: Any) -> None:
@@ -187,6 +197,11 @@ def _fp8(config: MemoryOptimizationConfig) -> None:
             f"`compute_dtype` = {config.compute_dtype!r} is the type FP8 weights are computed in, "
             "but `fp8_storage` is False; set fp8_storage=True or compute_dtype=None"
         )
+    if not config.keep_originals and not config.fp8_storage:
+        raise ConfigError(
+            "`keep_originals` = False is about the weights FP8 stands for, but `fp8_storage` is "
+            "False; set fp8_storage=True or keep_originals=True"
+        )
 
 
 def _vae(config: MemoryOptimizationConfig) -> None:
@@ -214,7 +229,7 @@ def _vae(config: MemoryOptimizationConfig) -> None:
 
 
 def _attention(config: MemoryOptimizationConfig) -> None:
-    if config.attention_slice_size != "auto" and config.attention in ("sdpa", "xformers"):
+    if config.attention_slice_size != "auto" and config.attention not in ("auto", "sliced"):
         raise ConfigError(
             f"`attention_slice_size` = {config.attention_slice_size!r} has no effect with "
             f"`attention` = {config.attention!r}; set attention='sliced' or "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import cleanup, diffusers, levels, monitor, optimize
+from . import cleanup, diffusers, levels, monitor, optimize, settings
 
 NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
 
-for _family in (levels, optimize, diffusers, monitor, cleanup):
+for _family in (levels, settings, optimize, diffusers, monitor, cleanup):
     NODE_CLASS_MAPPINGS.update(_family.NODE_CLASS_MAPPINGS)
     NODE_DISPLAY_NAME_MAPPINGS.update(_family.NODE_DISPLAY_NAME_MAPPINGS)

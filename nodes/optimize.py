@@ -9,7 +9,7 @@ from .types import CATEGORY, CONFIG
 
 
 class OptimizePipeline:
-    """Applies a configuration to clones of a model, a text encoder and a VAE."""
+    """Applies a configuration to clones of a model, a text encoder, a VAE and a ControlNet."""
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
@@ -17,13 +17,14 @@ class OptimizePipeline:
         "unplug this node and everything is back to normal."
     )
     FUNCTION = "run"
-    RETURN_TYPES = ("MODEL", "CLIP", "VAE", "STRING")
-    RETURN_NAMES = ("model", "clip", "vae", "text")
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE", "STRING", "CONTROL_NET")
+    RETURN_NAMES = ("model", "clip", "vae", "text", "control_net")
     OUTPUT_TOOLTIPS = (
         "A clone of the model, kept under its cap of resident weights.",
         "A clone of the text encoder that leaves the device when it has encoded.",
         "A copy of the VAE that works in tiles and leaves the device when it is done.",
         "What was applied, what was not, and why.",
+        "A copy of the ControlNet whose weights count with the model's.",
     )
 
     @classmethod
@@ -39,14 +40,26 @@ class OptimizePipeline:
                 ),
                 "clip": ("CLIP", {"tooltip": "The text encoder."}),
                 "vae": ("VAE", {"tooltip": "The VAE, for decoding and for encoding."}),
+                "control_net": (
+                    "CONTROL_NET",
+                    {"tooltip": "A ControlNet that steers the model: both share the budget."},
+                ),
             },
         }
 
     def run(
-        self, config: Any, model: Any = None, clip: Any = None, vae: Any = None
-    ) -> tuple[Any, Any, Any, str]:
-        result = session.optimize_native(config, model=model, clip=clip, vae=vae)
-        return result.model, result.clip, result.vae, result.report.text()
+        self,
+        config: Any,
+        model: Any = None,
+        clip: Any = None,
+        vae: Any = None,
+        control_net: Any = None,
+    ) -> tuple[Any, Any, Any, str, Any]:
+        result = session.optimize_native(
+            config, model=model, clip=clip, vae=vae, control_net=control_net
+        )
+        text = result.report.text()
+        return result.model, result.clip, result.vae, text, result.control_net
 
 
 NODE_CLASS_MAPPINGS = {"LowtideOptimizePipeline": OptimizePipeline}

@@ -10,7 +10,7 @@ import torch
 
 from ..device import snapshot
 from ..errors import ConfigError, TargetError
-from ..levels import MemoryOptimizationConfig, OptimizationLevel
+from ..levels import MemoryOptimizationConfig
 from ..stages import DECODING, DENOISING, TEXT_ENCODING, stage_of
 from ..strategies import (
     attention,
@@ -93,6 +93,8 @@ def apply_all(
         yield Skipped(fp8_layerwise.NAME, "pipeline", "Metal has no float8 type: weights stay")
     elif config.fp8_storage:
         yield from _fp8(config, parts)
+        if not config.keep_originals:
+            yield Skipped("keep_originals=False", "pipeline", "for ComfyUI's own models only")
     if config.forward_chunk_size is not None:
         chunking = forward_chunking.ForwardChunking(config.forward_chunk_size)
         yield from _each(
@@ -158,10 +160,9 @@ def _vae(config: MemoryOptimizationConfig, vaes: dict[str, torch.nn.Module]) -> 
 
 
 def _tile(config: MemoryOptimizationConfig, vae: torch.nn.Module, name: str) -> Outcome:
-    # Strips move the maps between layers; at ULTRA, where weights are streamed, that counts most.
-    fewest_bytes = config.vae_tile_mode == "auto" and config.level is OptimizationLevel.ULTRA
-    if config.vae_tile_mode != "blended" and not fewest_bytes:
-        outcome = exact_tiling.apply(exact_tiling.ExactTiling(config.tile_for), vae, name)
+    if exact_tiling.wanted(config):
+        exactly = exact_tiling.ExactTiling(config.tile_for, config.budget_bytes)
+        outcome = exact_tiling.apply(exactly, vae, name)
         if isinstance(outcome, Applied):
             if config.vae_tile_overlap != 0.25:
                 unused = "`vae_tile_overlap` is unused: set vae_tile_mode='blended' for it"

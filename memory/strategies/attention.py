@@ -1,7 +1,9 @@
 """Attention: the kernel it is computed by.
 
 ``auto`` keeps torch's fused kernel where the device has one, and slices where it has none: a
-fused kernel never holds the score matrix, so slicing on top of it only costs time.
+fused kernel never holds the score matrix, so slicing on top of it only costs time. diffusers has
+neither ComfyUI's sub-quadratic nor its split attention: both are for little memory, and so is
+slicing, which takes their place.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ from .base import Applied, Outcome, Skipped, Undo
 NAME = "attention"
 _STOCK = {"AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"}
 """diffusers' exchangeable processors; others (IP-Adapter, added keys, a user's) mean more."""
+_SLICED = ("sliced", "sub-quadratic", "split")
 _MATH = 0
 """torch's number of the unfused kernel (``SDPBackend.MATH``)."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """``kind`` is auto, sdpa, xformers or sliced; ``slice_size`` heads at once, auto or max."""
+    """``kind`` is a configuration's ``attention``; ``slice_size`` heads at once, auto or max."""
 
     kind: str
     device: torch.device
@@ -62,15 +65,15 @@ def apply(config: Attention, component: torch.nn.Module, name: str) -> Outcome:
         if has_fused_kernel(config.device, _dtype(component, config.device)):
             return Skipped(NAME, name, "torch's fused kernel is in use: nothing to save")
         kind = "sliced"
-    if kind == "sliced" and not hasattr(component, "set_attention_slice"):
-        return Skipped(NAME, name, "its class has no sliced attention")
+    if kind in _SLICED and not hasattr(component, "set_attention_slice"):
+        return Skipped(NAME, name, f"its class has no {kind} attention")
     own = sorted({_kind(layer) for layer in layers} - _STOCK)
     if own:
         return Skipped(NAME, name, f"it has processors of its own ({', '.join(own)}): they stay")
     before = [(layer, _processor(layer)) for layer in layers]
     undo = _restore(before)
     try:
-        if kind == "sliced":
+        if kind in _SLICED:
             outcome = _slice(config, component, name, undo)
         elif kind == "xformers":
             outcome = _xformers(component, name, undo)
@@ -90,7 +93,8 @@ def _slice(config: Attention, component: Any, name: str, undo: Undo) -> Outcome:
             f"attention_slice_size={config.slice_size!r} does not suit {name}: {error}; "
             "give fewer heads, or 'auto'"
         ) from error
-    return Applied(NAME, name, f"sliced, {config.slice_size} heads at once", undo)
+    instead = "" if config.kind in ("auto", "sliced") else f", as diffusers has no {config.kind}"
+    return Applied(NAME, name, f"sliced, {config.slice_size} heads at once{instead}", undo)
 
 
 def _xformers(component: Any, name: str, undo: Undo) -> Outcome:

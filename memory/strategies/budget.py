@@ -5,7 +5,8 @@ one image of the pipeline's default size unless told otherwise, with guidance (t
 
 * a UNet: 12 times the hidden state of its widest level, in every sample;
 * a transformer over tokens: 16 hidden states of every token, one sample;
-* a VAE: 3.5 times the last upsampling's map of the whole image, or of one tile;
+* a VAE: 3.5 times the last upsampling's map of the whole image, or of one tile; in exact strips
+  what their layers take;
 * text encoders: 8 hidden states of 512 tokens.
 
 An estimate: 0.9 to 2.3 times what the pipelines it was tried on used. The monitor says what was
@@ -24,6 +25,7 @@ from ..errors import BudgetError, ConfigError
 from ..levels import MemoryOptimizationConfig, OptimizationLevel
 from ..stages import DECODING, DENOISING, stage_of
 from ..units import format_bytes
+from . import exact_tiling
 from .snapshot import tensors_of
 from .vae_tiling import spatial_factor
 
@@ -184,13 +186,15 @@ def _activations(
     if stage == DECODING:
         if getattr(settings, "force_upcast", False):
             width = 4
-        if config.enable_vae_tiling:
-            edge = min(edge, config.tile_for(edge, edge))
+        tile = min(edge, config.tile_for(edge, edge)) if config.enable_vae_tiling else edge
+        if tile < edge and exact_tiling.wanted(config):
+            decoder = getattr(part, "decoder", None)
+            strips = exact_tiling.planned(decoder, 1, edge, edge, width, tile)
+            if strips is not None and exact_tiling.known(part):
+                return strips.strips * _at_once(config, images)
+        edge = tile
         channels = (blocks[1] if len(blocks) > 1 else blocks[0]) if blocks else 256
-        at_once = images
-        if config.enable_vae_slicing:
-            at_once = min(images, config.vae_decode_chunk_size or 1)
-        return int(3.5 * edge * edge * channels * width) * at_once
+        return int(3.5 * edge * edge * channels * width) * _at_once(config, images)
     factor = spatial_factor(part) if stage == DECODING else 8
     if stage == DENOISING and blocks:
         latent = edge // (factor or 8)
@@ -198,6 +202,13 @@ def _activations(
     hidden = _hidden(settings)
     tokens = (edge // 16) ** 2 + 512 if stage == DENOISING else 512
     return (16 * images if stage == DENOISING else 8) * tokens * hidden * width
+
+
+def _at_once(config: MemoryOptimizationConfig, images: int) -> int:
+    """Images the VAE works on at once."""
+    if not config.enable_vae_slicing:
+        return images
+    return min(images, config.vae_decode_chunk_size or 1)
 
 
 def _hidden(settings: Any) -> int:

@@ -8,17 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .exact_costs import attention_bytes, beside
 from .exact_map import Map, Workshop, affine_of, normalised
 from .exact_program import Attention
 from .exact_weights import weights_of
 
-_SCORES = 16
-"""Bytes a query chunk may take per pair of tokens where attention has no fused kernel."""
-
 
 def attend(step: Attention, source: Map, shop: Workshop) -> Map:
-    """The map after self-attention over all of it. Keys and values wait on the device if half the
-    room holds them, else with the maps.
+    """The map after self-attention over all of it.
+
+    Keys and values are used whole if half the room holds them. Else they wait as maps do, and come
+    piece by piece from wherever that is: the result does not depend on it.
     """
     scale, shift = (t[..., 0] for t in affine_of(step.norm, source, shop))
     query, key, value, out = (
@@ -36,27 +36,28 @@ def attend(step: Attention, source: Map, shop: Workshop) -> Map:
         return mixed.unflatten(2, (step.heads, -1)).transpose(1, 2)
 
     room = shop.room // images
-    held = 2 * count * channels * itemsize
+    held, query_bytes = attention_bytes(step, count, itemsize)
     resident = held <= room // 2
+    result = source
+    if not source.ours:
+        place = shop.place(flat.nbytes)
+        result = Map(torch.empty_like(flat, device=place), ours=True)
+    where = shop.device if resident else shop.place(images * held, result)
     keys, values = (
-        torch.empty(
-            (images, count, weight.shape[0]),
-            dtype=flat.dtype,
-            device=shop.device if resident else shop.stage,
-        )
+        torch.empty((images, count, weight.shape[0]), dtype=flat.dtype, device=where)
         for weight, _ in (key, value)
     )
-    for piece in _pieces(count, room // (channels * (4 * itemsize + 4))):
+    left = room - held if resident else room
+    for piece in _pieces(count, left // (channels * (4 * itemsize + 4))):
         part = tokens(flat[:, :, piece].to(shop.device))
         keys[:, piece].copy_(F.linear(part, *_matrix(key)))
         values[:, piece].copy_(F.linear(part, *_matrix(value)))
         del part
-    result = Map(flat if source.ours else torch.empty_like(flat, device=shop.stage), ours=True)
-    beside = channels * (6 * itemsize + 4)
+    result = Map(flat if source.ours else result.data, ours=True)
     if resident:
-        asking = (room - held) // (step.heads * count * _SCORES + beside)
+        asking = left // query_bytes
     else:
-        asking = room // (4 * (beside + 8 * channels))
+        asking = room // (4 * (beside(step, itemsize) + 8 * channels))
     for piece in _pieces(count, asking):
         strip = flat[:, :, piece].to(shop.device)
         asked = heads(F.linear(tokens(strip), *_matrix(query)))

@@ -14,11 +14,20 @@ from .exact_weights import weights_of
 
 @dataclass(frozen=True)
 class Workshop:
-    """``room`` bytes of strips at once on ``device``; maps wait on ``stage``."""
+    """``room`` bytes of strips at once on ``device``.
+
+    Maps wait on ``stage``; those that fit within ``keep`` bytes stay on the device.
+    """
 
     device: torch.device
     stage: torch.device
     room: int
+    keep: int = 0
+
+    def place(self, size: int, *alive: Map | None) -> torch.device:
+        """Where a map of ``size`` bytes belongs while those of ours in ``alive`` are."""
+        held = sum(one.data.nbytes for one in alive if one is not None and one.counts(self.device))
+        return self.device if held + size <= self.keep else self.stage
 
 
 @dataclass
@@ -28,6 +37,10 @@ class Map:
     data: Tensor
     ours: bool = False
     moments: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+
+    def counts(self, device: torch.device) -> bool:
+        """Whether it is one of ours and lies on ``device``."""
+        return self.ours and self.data.device == device
 
     def note(self, strip: Tensor) -> None:
         """Gather the statistics of a strip on the device, some channels at a time."""

@@ -1,8 +1,8 @@
 """Runs a program of ``exact_program`` over strips of rows, exact to rounding.
 
-Between two layers the map of the whole image waits in ``Workshop.stage``, host memory as a rule.
-A pass reads a strip with the rows its convolution needs beyond it, normalises it by the statistics
-of the whole map, convolves it, and writes it to the next map, of which it gathers the statistics.
+Between two layers the map of the whole image waits where ``Workshop.place`` says. A pass reads a
+strip with the rows its convolution needs beyond it, normalises it by the statistics of the whole
+map, convolves it, and writes it to the next map, of which it gathers the statistics.
 
 A layer's weights are taken from inside a call of its module, and one call serves all strips: so
 offload and casting hooks move and cast them once a layer, not once a tile.
@@ -10,12 +10,14 @@ offload and casting hooks move and cast them once a layer, not once a tile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from .exact_attention import attend
+from .exact_costs import pass_of, strip_height
 from .exact_map import Map, Workshop, affine_of, normalised
 from .exact_program import Block, Layer, Step
 from .exact_weights import inside, weights_of
@@ -26,46 +28,16 @@ def run(program: tuple[Step, ...], sample: Tensor, shop: Workshop) -> Tensor:
     current = Map(sample)
     for index, step in enumerate(program):
         last = index == len(program) - 1
-        where = Workshop(shop.device, sample.device if last else shop.stage, shop.room)
+        where = replace(shop, stage=sample.device) if last else shop
         if isinstance(step, Layer):
             current = _layer(step, current, where)
         elif isinstance(step, Block):
             hidden = _layer(step.first, current, where)
             current = _layer(step.second, hidden, where, beside=current, block=step)
+            del hidden  # it would lie there through the next block
         else:
             current = attend(step, current, where)
     return current.data
-
-
-def layers_of(program: tuple[Step, ...]) -> Iterator[Layer]:
-    """The convolutions of a program whose maps have an area, in order."""
-    for step in program:
-        if isinstance(step, Layer):
-            yield step
-        elif isinstance(step, Block):
-            yield from (step.first, step.second)
-
-
-def room_for(program: tuple[Step, ...], area: int, itemsize: int) -> int:
-    """Bytes the hungriest layer of a tile of ``area`` input pixels takes when it runs whole.
-
-    Its input, that again normalised or doubled, and half more than its output.
-    """
-    scale, largest = 1.0, 0
-    for layer in layers_of(program):
-        inner = scale * (2 if layer.doubled else 1)
-        scale = inner / layer.conv.stride[0]
-        maps = 2 * layer.conv.in_channels * inner**2 + 1.5 * layer.conv.out_channels * scale**2
-        largest = max(largest, int(area * maps * itemsize))
-    return largest
-
-
-def _costs(layer: Layer, itemsize: int) -> tuple[int, int]:
-    """Bytes on the device per input pixel and per output pixel of a strip."""
-    wide = 0 if itemsize == 4 else 4
-    before = layer.conv.in_channels * (2 * itemsize + (wide if layer.norm is not None else 0))
-    after = layer.conv.out_channels * 3 * itemsize
-    return before, after
 
 
 def _layer(
@@ -76,24 +48,24 @@ def _layer(
     block: Block | None = None,
 ) -> Map:
     conv = layer.conv
-    high, wide = (length * (2 if layer.doubled else 1) for length in source.data.shape[-2:])
-    left, right, top, bottom = layer.padding
-    rows = (high + top + bottom - conv.kernel_size[0]) // conv.stride[0] + 1
-    columns = (wide + left + right - conv.kernel_size[1]) // conv.stride[1] + 1
+    images, _, *edges = source.data.shape
+    one = pass_of(layer, *edges)
     shortcut = None
     if block is not None and block.shortcut is not None:
         shortcut = weights_of(block.shortcut, source.data, shop.device)
     affine = None if layer.norm is None else affine_of(layer.norm, source, shop)
-    shape = (source.data.shape[0], conv.out_channels, rows, columns)
-    reuse = beside is not None and beside.ours and shortcut is None
-    if reuse and beside is not None:
+    if beside is not None and beside.ours and shortcut is None:
         result = Map(beside.data, ours=True)
     else:
-        result = Map(source.data.new_empty(shape, device=shop.stage), ours=True)
+        shape = (images, conv.out_channels, one.rows, one.columns)
+        where = shop.place(math.prod(shape) * source.data.element_size(), source, beside)
+        result = Map(source.data.new_empty(shape, device=where), ours=True)
+    size = strip_height(one, images, source.data.element_size(), shop.room)
 
     def strips(weight: Tensor, bias: Tensor | None) -> Map:
-        for first, last in _strips(layer, rows, wide, columns, shape[0], source.data, shop):
-            strip = _read(layer, source, (first, last), high, affine, shop)
+        for first in range(0, one.rows, size):
+            last = min(first + size, one.rows)
+            strip = _read(layer, source, (first, last), one.high, affine, shop)
             done = _convolve(layer, strip, weight, bias)
             del strip
             if beside is not None and block is not None:
@@ -104,24 +76,6 @@ def _layer(
         return result
 
     return inside(conv, source.data, shop.device, strips)
-
-
-def _strips(
-    layer: Layer,
-    rows: int,
-    wide: int,
-    columns: int,
-    images: int,
-    data: Tensor,
-    shop: Workshop,
-) -> Iterator[tuple[int, int]]:
-    before, after = _costs(layer, data.element_size())
-    stride = layer.conv.stride[0]
-    row = images * (stride * wide * before + columns * after)
-    halo = images * wide * before * (layer.conv.kernel_size[0] - 1)
-    size = max(1, min(rows, (shop.room - halo) // row))
-    for first in range(0, rows, size):
-        yield first, min(first + size, rows)
 
 
 def _read(
@@ -142,6 +96,7 @@ def _read(
         half = source.data[:, :, first // 2 : (last + 1) // 2].to(shop.device)
         strip = F.interpolate(half, scale_factor=2.0, mode="nearest")
         strip = strip[:, :, first - first // 2 * 2 :][:, :, : last - first]
+        del half
     else:
         strip = source.data[:, :, first:last].to(shop.device)
     if affine is not None:

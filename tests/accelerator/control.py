@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .device_module import FOLDED
+
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 DEFAULT_CAPACITY = 8 << 30
 MAX_DEVICES = 8
@@ -133,7 +135,8 @@ class Accelerator:
 
     @property
     def peak_allocated(self) -> int:
-        return self.stats()["allocated_bytes.all.peak"]
+        """Since the handle's ``reset_peaks``, whatever the program itself has reset since."""
+        return max(FOLDED.get(self.index, 0), self.stats()["allocated_bytes.all.peak"])
 
     @property
     def peak_reserved(self) -> int:
@@ -145,6 +148,7 @@ class Accelerator:
         return self._core.peak_op(self.index)
 
     def reset_peaks(self) -> None:
+        FOLDED.pop(self.index, None)
         self._core.reset_peaks(self.index)
 
     def empty_cache(self) -> None:

@@ -30,7 +30,12 @@ from comfy.taesd.taesd import TAESD  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 # Levels of the UNet, and the VAE: TAESD decodes in well under a second, the full one tiles visibly.
-RECIPES = {"small": ([1], "taesd"), "wide": ([1, 2], "taesd"), "full": ([1, 2], "kl")}
+RECIPES = {
+    "small": ([1], "taesd"),
+    "small-kl": ([1], "kl"),
+    "wide": ([1, 2], "taesd"),
+    "full": ([1, 2], "kl"),
+}
 RANK = 4
 
 

@@ -42,7 +42,7 @@ def _digest(*sources: Path) -> str:
 
 
 def checkpoint(installation: Installation, recipe: str) -> Checkpoint:
-    """Recipe "small" (290 MiB), "wide" or "full" (600 MiB, full VAE); see the builder."""
+    """Recipe "small" (290 MiB), "small-kl" (with a full VAE), "wide", "full"; see the builder."""
     stem = f"{recipe}-{_digest(BUILDER)}"
     folder = cache_folder()
     made = Checkpoint(folder / f"{stem}.safetensors", folder / f"{stem}-lora.safetensors")

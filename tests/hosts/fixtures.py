@@ -16,6 +16,7 @@ FOLDER = "low-tide.pack-v0.1"
 DEVICES = ("cpu", "npu", "cuda")
 CAPACITY = "4G"
 CHECKPOINT = "random.safetensors"
+CHECKPOINT_KL = "random-kl.safetensors"
 LORA = "random-lora.safetensors"
 PIPELINE = "tiny-sd15"
 
@@ -59,6 +60,7 @@ def place_models(server: Server) -> None:
     made = checkpoint(server.installation, "small")
     links = {
         models / "checkpoints" / CHECKPOINT: made.file,
+        models / "checkpoints" / CHECKPOINT_KL: checkpoint(server.installation, "small-kl").file,
         models / "loras" / LORA: made.lora,
         models / "diffusers" / PIPELINE: diffusers_folder(PIPELINE),
     }

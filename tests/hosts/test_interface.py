@@ -11,10 +11,25 @@ from lowtide.tests.hosts.server import Server
 pytestmark = [pytest.mark.host, pytest.mark.devices("cpu")]
 
 LEVELS = ["auto", "none", "balanced", "aggressive", "ultra"]
+KINDS = ["auto", "pytorch", "xformers", "sub-quadratic", "split", "sliced"]
 # Node -> its inputs in order (a type, or a list of choices; "?" in front: optional), its outputs.
 TABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "LowtideMemoryLevelSelector": (
         {"level": LEVELS, "budget_gb": "FLOAT", "cleanup": ["off", "pressure", "always"]},
+        ["LOWTIDE_CONFIG", "STRING"],
+    ),
+    "LowtideMemorySettings": (
+        {
+            "config": "LOWTIDE_CONFIG",
+            "fp8_storage": ["level", "on", "off"],
+            "attention": ["level", *KINDS],
+            "attention_slice_size": "INT",
+            "forward_chunk_size": "INT",
+            "vae_tiling": ["level", "on", "off"],
+            "vae_tile_mode": ["level", "auto", "exact", "blended"],
+            "vae_tile_size": "INT",
+            "vae_decode_chunk_size": "INT",
+        },
         ["LOWTIDE_CONFIG", "STRING"],
     ),
     "LowtideOptimizePipeline": (

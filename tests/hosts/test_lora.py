@@ -67,10 +67,12 @@ def test_same_latents_in_either_order(
     assert np.array_equal(found[0], found[1])
     if level == "balanced":
         assert np.array_equal(found[0], stock[1])
-    # ComfyUI applies a LoRA to a streamed weight in the weight's own type, to a resident one in
-    # float32: the last bits differ, with and without Lowtide.
-    effect = np.abs(stock[1] - stock[0]).mean()
-    assert np.abs(found[0] - stock[1]).mean() < effect / 50
+        return
+    # ULTRA stores the weights in FP8, which loses a few per cent here; the LoRA is as it was.
+    lost = np.linalg.norm(found[0] - stock[1]) / np.linalg.norm(stock[1])
+    without = np.linalg.norm(found[0] - stock[0]) / np.linalg.norm(stock[1])
+    assert 0 < lost < 0.04, lost
+    assert lost < without / 3, (lost, without)
 
 
 def test_unplugging_the_lora_gives_the_plain_image_again(

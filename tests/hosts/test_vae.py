@@ -1,10 +1,10 @@
-"""The VAE alone: tiles lower the peak of decoding and encoding, within a tolerance."""
+"""The VAE alone: exact strips lower the peak of decoding and encoding, within rounding."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from lowtide.tests.hosts.fixtures import CHECKPOINT
+from lowtide.tests.hosts.fixtures import CHECKPOINT_KL
 from lowtide.tests.hosts.measure import difference, falling, measure
 from lowtide.tests.hosts.server import Graph, Server
 from PIL import Image
@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 pytestmark = [pytest.mark.host, pytest.mark.devices("npu")]
 
 SIZE = 256
+ROUNDING = 4
+"""Steps of 255: ComfyUI runs the VAE in bfloat16 here, whose own steps are of two and more."""
 LEVELS = ("none", "balanced", "aggressive")
 
 
@@ -30,7 +32,7 @@ def smooth(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 def vae_graph(level: str) -> Graph:
     return {
-        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT_KL}},
         "2": {
             "class_type": "LowtideMemoryLevelSelector",
             "inputs": {"level": level, "budget_gb": 0.0, "cleanup": "pressure"},
@@ -66,23 +68,23 @@ def encoding(server: Server, level: str) -> Graph:
 
 
 def check_peaks(peaks: dict[str, int]) -> None:
-    # Tiles of half the side hold a quarter of the activations; half leaves room for the picture.
-    assert peaks["balanced"] < peaks["none"] / 2, falling(peaks)
+    # The weights, the larger part here, are there at every level.
+    assert peaks["balanced"] < peaks["none"], falling(peaks)
     assert peaks["aggressive"] <= peaks["balanced"], falling(peaks)
 
 
-def test_decoding_in_tiles(server: Server):
+def test_decoding_in_strips(server: Server):
     outcomes = {}
     for level in LEVELS:
         outcomes[level] = measure(server, decoding(server, level))
         assert outcomes[level].run.succeeded, outcomes[level].run.error
     for level in LEVELS[1:]:
         largest, mean = difference(outcomes[level].images, outcomes["none"].images)
-        assert 0 < largest <= 64 and mean <= 2.0, (level, largest, mean)
+        assert largest <= ROUNDING and mean <= 0.5, (level, largest, mean)
     check_peaks({level: it.peak for level, it in outcomes.items()})
 
 
-def test_encoding_in_tiles(server: Server):
+def test_encoding_in_strips(server: Server):
     latents, peaks = {}, {}
     for level in LEVELS:
         server.free()
@@ -94,5 +96,5 @@ def test_encoding_in_tiles(server: Server):
     spread = latents["none"].std()
     for level in LEVELS[1:]:
         distance = np.abs(latents[level] - latents["none"])
-        assert 0 < distance.max() <= spread and distance.mean() <= spread / 6, level
+        assert distance.max() <= spread / 10 and distance.mean() <= spread / 100, level
     check_peaks(peaks)

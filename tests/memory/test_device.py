@@ -251,3 +251,14 @@ def test_the_cpu_counts_the_hosts_ram(monkeypatch):
 def test_nvml_reads_nothing_for_a_card_without_a_name(card):
     card(FakeNvml({}, counted=0))
     assert nvml.read(types.SimpleNamespace()) is None
+
+
+def test_bytes_outside_torch_are_this_process_s_own():
+    known = device.DeviceSnapshot("cuda:0", "cuda", "Card", 8 * GIB, GIB, 10, 20, 7 * GIB, False)
+    counted = known.counting(2 * GIB)
+    assert (counted.allocated, counted.reserved) == (10 + 2 * GIB, 20 + 2 * GIB)
+    assert counted.reserved_by_others == 5 * GIB
+    assert (counted.free, counted.total) == (GIB, 8 * GIB)
+    assert known.counting(9 * GIB).reserved_by_others == 0
+    unknown = device.DeviceSnapshot("cpu", "cpu", "CPU", 8, 4, None, None, None, True)
+    assert unknown.counting(2) == unknown

@@ -21,6 +21,7 @@ KEYS = {
     "free",
     "total",
     "reserved_by_others",
+    "pages",
     "peak",
     "host_total",
     "host_available",

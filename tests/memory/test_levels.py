@@ -119,6 +119,7 @@ def test_fields_are_set_by_hand_as_in_the_brief():
         ("low_cpu_mem", ["on"]),
         ("fp8_storage", [1]),
         ("storage_dtype", ["int8"]),
+        ("keep_originals", [None, 0]),
         ("compute_dtype", ["float64"]),
         ("enable_vae_tiling", [None]),
         ("vae_tile_size", [0, 32, 63, 100, 256.0, True]),
@@ -201,6 +202,7 @@ def test_a_level_is_a_preset_and_no_field_to_flip():
             ["low_cpu_mem", "use_stream"],
         ),
         ({"compute_dtype": "bfloat16"}, ["compute_dtype", "fp8_storage"]),
+        ({"keep_originals": False}, ["keep_originals", "fp8_storage"]),
         ({"vae_tile_size": 256}, ["vae_tile_size", "enable_vae_tiling"]),
         ({"vae_tile_overlap": 0.5}, ["vae_tile_overlap", "enable_vae_tiling"]),
         ({"vae_tile_mode": "blended"}, ["vae_tile_mode", "enable_vae_tiling"]),
@@ -210,7 +212,7 @@ def test_a_level_is_a_preset_and_no_field_to_flip():
         ),
         ({"vae_decode_chunk_size": 1}, ["vae_decode_chunk_size", "enable_vae_slicing"]),
         (
-            {"attention": "sdpa", "attention_slice_size": 1},
+            {"attention": "split", "attention_slice_size": 1},
             ["attention_slice_size", "attention"],
         ),
         ({"after_step": True}, ["after_step", "cleanup"]),
@@ -238,6 +240,7 @@ def test_settings_that_go_together_pass():
         record_stream=True,
         low_cpu_mem=True,
         compute_dtype="bfloat16",
+        keep_originals=False,
         vae_tile_size=192,
         vae_tile_overlap=0.5,
         attention="sliced",
@@ -297,3 +300,19 @@ def test_levels_load_without_torch():
 def test_a_level_cannot_be_none() -> None:
     with pytest.raises(ConfigError, match="unknown level None"):
         MemoryOptimizationConfig().requested_level = None
+
+
+@pytest.mark.parametrize("kind", ["pytorch", "xformers", "sub-quadratic", "split", "sliced"])
+def test_every_kind_of_attention_is_taken(kind: str) -> None:
+    assert MemoryOptimizationConfig(attention=kind).attention == kind
+
+
+def test_sdpa_is_another_name_of_pytorch() -> None:
+    config = MemoryOptimizationConfig(attention="sdpa")
+    assert config.attention == "pytorch"
+    config.attention = "auto"
+    config.attention = "sdpa"
+    assert config.attention == "pytorch"
+    assert MemoryOptimizationConfig.from_dict({"attention": "sdpa"}) == MemoryOptimizationConfig(
+        attention="pytorch"
+    )

@@ -10,6 +10,7 @@ from lowtide.nodes.types import ANY
 
 IDS = {
     "LowtideMemoryLevelSelector",
+    "LowtideMemorySettings",
     "LowtideOptimizePipeline",
     "LowtideLoadDiffusersPipeline",
     "LowtideOptimizeDiffusersPipeline",

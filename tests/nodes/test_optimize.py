@@ -13,8 +13,11 @@ NAME = "LowtideOptimizePipeline"
 def test_inputs_and_outputs_are_those_of_saved_graphs() -> None:
     check_conventions(NAME, "Lowtide Optimize Pipeline")
     assert inputs(NAME) == {"config": "LOWTIDE_CONFIG"}
-    assert inputs(NAME, "optional") == {"model": "MODEL", "clip": "CLIP", "vae": "VAE"}
-    assert node(NAME).RETURN_TYPES == ("MODEL", "CLIP", "VAE", "STRING")
+    optional = {"model": "MODEL", "clip": "CLIP", "vae": "VAE", "control_net": "CONTROL_NET"}
+    assert inputs(NAME, "optional") == optional
+    # New sockets come last: a saved graph counts them.
+    assert list(inputs(NAME, "optional")) == list(optional)
+    assert node(NAME).RETURN_TYPES == ("MODEL", "CLIP", "VAE", "STRING", "CONTROL_NET")
     assert not hasattr(node(NAME), "OUTPUT_NODE")
 
 

@@ -36,3 +36,12 @@ def device() -> torch.device | None:
     import comfy.model_management as mm
 
     return mm.get_torch_device()
+
+
+def outside_torch() -> int:
+    """Bytes of ComfyUI's models on its device that torch does not count: DynamicVRAM's pages."""
+    if not present():
+        return 0
+    from . import dynamic
+
+    return dynamic.pages(device())

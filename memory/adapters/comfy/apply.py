@@ -3,77 +3,82 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import dataclasses
 from typing import Any
 
 from ...cleanup import MOMENTS
-from ...errors import BudgetError, TargetError
-from ...levels import MemoryOptimizationConfig, OptimizationLevel
+from ...levels import MemoryOptimizationConfig
 from ...strategies.base import Applied, Skipped
-from ...units import MIB, format_bytes
+from ...units import format_bytes
+from . import control as controls
+from . import dynamic, float8, sampling
+from .attention import choose
+from .chunking import chunk, held_bytes
 from .clip import leaving
-from .patchers import Residency, is_dynamic, marked, streaming_bytes, with_residency
-from .vae import VaePlan, tiles, tiling
+from .compatibility import left_alone, stays
+from .patchers import Residency, is_dynamic, marked, with_residency
+from .shares import Share, divide, leaves_when_idle, policy, residency_for
+from .vae import described, tiling
+from .vae_jobs import tiles
+
+__all__ = ["Share", "divide"]
 
 Entries = list[Any]
 
-RESIDENT_SHARE = {OptimizationLevel.AGGRESSIVE: 0.25, OptimizationLevel.ULTRA: 0.0}
-"""Part of a model's weights that stays on the device; a level that is not named has no cap."""
-
-_DYNAMIC = "DynamicVRAM places these weights itself, page by page; Lowtide leaves them to it"
-_DYNAMIC_BUDGET = "left to ComfyUI: DynamicVRAM fills the memory that is free and takes no limit"
+_DENOISER = "only the diffusion model is stored in FP8"
+_ON_HOST = (
+    "the model computes where its originals are kept, on the host, and would only take more room; "
+    "keep_originals=False stores it in half the RAM"
+)
 _AFTER_A_RUN = {
     "always": "off the device after each run",
     "pressure": "off the device after a run that leaves memory short",
 }
-_TEXT_SHARE = 16
-_TEXT_LEAST = 32 * MIB
-_TEXT_MOST = 256 * MIB
-
-
-@dataclass(frozen=True)
-class Share:
-    """The budget divided: each part has its turn on the device, so each may use all of it."""
-
-    model: Residency | None
-    clip: Residency | None
-    vae: VaePlan | None
-
-
-def divide(config: MemoryOptimizationConfig, *, model: Any, clip: Any, vae: Any) -> Share:
-    """What each part may keep on the device under ``config``.
-
-    Raises:
-        TargetError: an input of the wrong kind.
-        BudgetError: the budget is under the largest layer that has to be streamed.
-    """
-    for name, value, has in (("model", model, "model"), ("clip", clip, "patcher")):
-        if value is not None and not hasattr(value, has):
-            raise TargetError(f"`{name}` is a {type(value).__name__}; plug in a {name.upper()}")
-    if vae is not None and not hasattr(vae, "first_stage_model"):
-        raise TargetError(f"`vae` is a {type(vae).__name__}; plug in a VAE")
-    idle = leaves_when_idle(config)
-    return Share(
-        None if model is None else _residency(config, model, "model"),
-        None if clip is None else _residency(config, clip.patcher, "text encoder"),
-        None
-        if vae is None or not (idle or config.enable_vae_tiling or config.enable_vae_slicing)
-        else VaePlan(
-            config if config.enable_vae_tiling else None, idle, config.budget_bytes, _chunk(config)
-        ),
-    )
-
-
-def leaves_when_idle(config: MemoryOptimizationConfig) -> bool:
-    """Whether text encoder and VAE leave the device once their node is done."""
-    return config.offload != "none" or config.budget_bytes is not None
 
 
 def to_model(config: MemoryOptimizationConfig, share: Share, model: Any, entries: Entries) -> Any:
-    """A clone of the MODEL under its cap."""
+    """A clone of the MODEL with its FP8 storage, attention and chunking, under its cap; it leaves
+    the device when it has sampled.
+
+    Raises:
+        BudgetError: as ``divide``; a layer in FP8 is decoded beside its codes.
+    """
     if model is None or share.model is None:
         return model
-    return _capped(config, share.model, model, "model", entries)
+    residency = share.model
+    if config.fp8_storage:
+        model = _in_fp8(config, model, entries)
+        residency = residency_for(config, model, "model")
+    model = choose(model, config, entries)
+    model = chunk(model, config, entries)
+    held = held_bytes(model)
+    residency = dataclasses.replace(residency, streaming=residency.streaming + held)
+    return _sampled(config, residency, model, "model", entries)
+
+
+def to_control_net(
+    config: MemoryOptimizationConfig, share: Share, control_net: Any, entries: Entries
+) -> Any:
+    """A copy of the CONTROL_NET under its cap; it leaves the device when the model has sampled."""
+    if control_net is None:
+        return control_net
+    if share.control is None:
+        why = f"a {type(control_net).__name__} moves its weights itself"
+        entries.append(Skipped("resident cap", "control net", why))
+        return control_net
+    patcher = controls.patcher_of(control_net)
+    capped = _sampled(config, share.control, patcher, "control net", entries)
+    return control_net if capped is patcher else controls.with_patcher(control_net, capped)
+
+
+def _in_fp8(config: MemoryOptimizationConfig, model: Any, entries: Entries) -> Any:
+    reason = left_alone(model)
+    if reason is None and model.load_device.type == "cpu" and config.keep_originals:
+        reason = _ON_HOST
+    if reason is not None:
+        entries.append(Skipped(float8.NAME, "model", reason))
+        return model
+    return float8.store(model, config, entries)
 
 
 def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: Entries) -> Any:
@@ -81,11 +86,9 @@ def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: 
     if clip is None or share.clip is None:
         return clip
     part = "text encoder"
-    dynamic = is_dynamic(clip.patcher)
-    if dynamic or not leaves_when_idle(config):
-        reason = _DYNAMIC if dynamic else f"not part of level {config.level.value}"
+    reason = stays(clip.patcher) or f"not part of level {config.level.value}"
+    if stays(clip.patcher) or not leaves_when_idle(config):
         entries.append(Skipped("leave when idle", part, reason))
-        _say_dynamic_budget(config, clip.patcher, part, entries)
         if share.clip.cleanup == "off":
             return clip
         clone = clip.clone()
@@ -102,58 +105,54 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
     if vae is None:
         return vae
     plan = share.vae
-    policy = Residency(cleanup=_policy(config))
+    follows = Residency(cleanup=policy(config))
     if plan is None:
         reason = f"not part of level {config.level.value}"
         entries.append(Skipped("vae tiling", "vae", reason))
         entries.append(Skipped("leave when idle", "vae", reason))
-        if policy.cleanup == "off" or vae.first_stage_model is None:
+        if follows.cleanup == "off" or vae.first_stage_model is None:
             return vae
         twin = copy.copy(vae)
-        twin.patcher = _following(policy, vae.patcher, "vae", entries)
+        twin.patcher = _following(follows, vae.patcher, "vae", entries)
         return twin
-    dynamic = is_dynamic(vae.patcher) if getattr(vae, "patcher", None) is not None else False
-    if dynamic:
-        plan = VaePlan(plan.config, False, None, plan.chunk)
-        entries.append(Skipped("leave when idle", "vae", _DYNAMIC))
-        _say_dynamic_budget(config, vae.patcher, "vae", entries)
     twin = tiling(vae, plan)
     if plan.config is None:
         entries.append(Skipped("vae tiling", "vae", "switched off"))
     elif not tiles(vae):
         entries.append(Skipped("vae tiling", "vae", "it decodes no image: nothing to cut"))
     else:
-        size = plan.config.vae_tile_size
-        edge = f"at most {plan.config.tile_limit}, by the image" if size is None else str(size)
-        if twin.lowtide_plan.exact:
-            name, detail = "exact vae tiling", f"in strips, at the memory of tiles of {edge} pixels"
-        else:
-            shared = f"{plan.config.vae_tile_overlap:.0%} shared"
-            name, detail = "vae tiling", f"blended tiles of {edge} pixels, {shared}"
+        name, detail = described(twin) or ("vae tiling", "")
         entries.append(Applied(name, "vae", detail, _unplug))
     if plan.chunk is not None and tiles(vae):
         count = "one image" if plan.chunk == 1 else f"at most {plan.chunk} images"
         entries.append(Applied("vae slicing", "vae", f"{count} at a time", _unplug))
     elif plan.chunk is not None:
         entries.append(Skipped("vae slicing", "vae", "it decodes no image: nothing to cut"))
-    if plan.leave:
+    if plan.budget is not None:
+        entries += dynamic.vae_budget(twin.patcher)
+    if plan.leave and stays(twin.patcher):
+        entries.append(Skipped("leave when idle", "vae", str(stays(twin.patcher))))
+    elif plan.leave:
         detail = "off the device after decoding or encoding"
         entries.append(Applied("leave when idle", "vae", detail, _unplug))
     else:
-        twin.patcher = _following(policy, twin.patcher, "vae", entries)
+        twin.patcher = _following(follows, twin.patcher, "vae", entries)
     return twin
 
 
 def account_for_the_rest(config: MemoryOptimizationConfig, entries: Entries) -> None:
     """Name what the configuration asks for and ComfyUI's own models don't get here."""
-    by_hand = "ComfyUI chooses it for the whole process when it starts"
     wanted = (
-        (config.fp8_storage, "fp8 storage", "weights of ComfyUI's models keep their type"),
-        (config.attention != "auto", "attention", by_hand),
-        (config.forward_chunk_size is not None, "forward chunking", "for diffusers models only"),
+        (
+            config.compute_dtype is not None,
+            "compute dtype",
+            "ComfyUI's models compute in the type they were loaded for",
+        ),
         (config.cpu_mode, "cpu mode", "text encoder and VAE leave the device when idle instead"),
     )
     entries += [Skipped(name, "all", why) for asked, name, why in wanted if asked]
+    if config.fp8_storage:
+        entries += [Skipped(float8.NAME, part, _DENOISER) for part in ("text encoder", "vae")]
     usual = MemoryOptimizationConfig()
     moments = [name for name in MOMENTS if name != "on_exit"]
     changed = [name for name in moments if getattr(config, name) != getattr(usual, name)]
@@ -166,51 +165,45 @@ def _unplug() -> None:
     """A clone is undone by not using it: the original was never touched."""
 
 
-def _chunk(config: MemoryOptimizationConfig) -> int | None:
-    """Images of a batch the VAE works on at once; ``None`` = as many as the core likes."""
-    return (config.vae_decode_chunk_size or 1) if config.enable_vae_slicing else None
-
-
-def _policy(config: MemoryOptimizationConfig) -> str:
-    """When a model leaves the device after a run."""
-    return config.cleanup if config.on_exit else "off"
+def _sampled(
+    config: MemoryOptimizationConfig,
+    residency: Residency,
+    patcher: Any,
+    part: str,
+    entries: Entries,
+) -> Any:
+    """What is on the device while a model samples: capped, and off it afterwards."""
+    clone = _capped(config, residency, patcher, part, entries)
+    strategy = "leave when idle"
+    if stays(patcher):
+        entries.append(Skipped(strategy, part, str(stays(patcher))))
+    elif not residency.leave:
+        entries.append(Skipped(strategy, part, f"not part of level {config.level.value}"))
+    else:
+        clone = marked(patcher, residency) if clone is patcher else clone
+        entries.append(Applied(strategy, part, "off the device after sampling", _unplug))
+    if part == "model" and clone is not patcher:
+        sampling.watch(clone)
+    return clone
 
 
 def _following(residency: Residency, patcher: Any, part: str, entries: Entries) -> Any:
     """A clone that only follows the cleanup policy; the patcher itself where there is none."""
     if residency.cleanup == "off":
         return patcher
+    if stays(patcher):
+        entries.append(Skipped("cleanup", part, str(stays(patcher))))
+        return patcher
     entries.append(Applied("cleanup", part, _AFTER_A_RUN[residency.cleanup], _unplug))
     return marked(patcher, residency)
 
 
-def _say_dynamic_budget(
-    config: MemoryOptimizationConfig, patcher: Any, part: str, entries: Entries
-) -> None:
-    if config.budget_bytes is not None and is_dynamic(patcher):
-        entries.append(Skipped("budget", part, _DYNAMIC_BUDGET))
+def _free(patcher: Any) -> str | None:
+    import comfy.model_management as mm
 
-
-def _residency(config: MemoryOptimizationConfig, patcher: Any, part: str) -> Residency:
-    if is_dynamic(patcher):
-        return Residency(cleanup=_policy(config))
-    share = RESIDENT_SHARE.get(config.level)
-    if share is not None and part != "model":
-        share = 0.0  # it runs once a prompt: what stays resident would save no transfer
-    size = int(patcher.model_size())
-    cap = None if share is None else int(size * share)
-    budget = config.budget_bytes
-    streaming = streaming_bytes(patcher)
-    if budget is not None and budget <= streaming:
-        raise BudgetError(
-            f"a budget of {format_bytes(budget)} cannot hold the {part}: its largest layer needs "
-            f"{format_bytes(streaming)} on the device even when everything is streamed. Give at "
-            f"least {format_bytes(streaming + MIB)}, and more for what it computes"
-        )
-    beside = 0
-    if part != "model":
-        beside = min(_TEXT_MOST, max(_TEXT_LEAST, size // _TEXT_SHARE))
-    return Residency(cap, budget, streaming, beside, _policy(config))
+    if patcher.load_device == patcher.offload_device:
+        return None
+    return format_bytes(int(mm.get_free_memory(patcher.load_device)))
 
 
 def _capped(
@@ -221,22 +214,33 @@ def _capped(
     entries: Entries,
 ) -> Any:
     strategy = "resident cap"
-    if is_dynamic(patcher):
-        entries.append(Skipped(strategy, part, _DYNAMIC))
-        _say_dynamic_budget(config, patcher, part, entries)
+    reason = left_alone(patcher)
+    if reason is not None:
+        entries.append(Skipped(strategy, part, reason))
+        if config.budget_bytes is not None:
+            entries.append(Skipped("budget", part, reason))
         return _following(residency, patcher, part, entries)
     if residency.cap is None and residency.budget is None:
         entries.append(Skipped(strategy, part, f"not part of level {config.level.value}"))
         return _following(residency, patcher, part, entries)
+    if is_dynamic(patcher):
+        entries += dynamic.outcome(patcher, residency, part, _unplug)
+        return dynamic.limited(patcher, residency)
     size = int(patcher.model_size())
     if residency.budget is None:
         assert residency.cap is not None
         detail = f"{format_bytes(residency.cap)} of {format_bytes(size)} resident"
+        if residency.by_free:
+            detail = f"at most {detail}, less where the device has little free"
+            free = _free(patcher)
+            detail += "" if free is None else f" ({free} now)"
+    elif part == "text encoder":
+        detail = f"all of {format_bytes(size)} if a budget of {format_bytes(residency.budget)}"
+        detail += " was measured to hold it, else none"
     else:
         detail = (
             f"of {format_bytes(size)} what a budget of {format_bytes(residency.budget)} leaves "
-            f"beside {format_bytes(residency.streaming)} for streaming and ComfyUI's estimate of "
-            f"activations"
+            f"beside what a step is measured to need; ComfyUI's estimate until then"
         )
     capped = with_residency(patcher, residency)
     entries.append(Applied(strategy, part, f"{detail}, the rest streamed", _unplug))

@@ -1,41 +1,24 @@
-"""Keeping a graph under its budget while ComfyUI's own models run."""
+"""Keeping a graph under its budget while ComfyUI's own models run: room, measuring, refusing."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
 
 from ... import backend
-from ...units import format_bytes
-from .patchers import Residency
+from ...errors import BudgetError
+from ...peaks import PeakWindow
+from ...units import GIB, format_bytes
+from .limits import padding, streaming_bytes, streams_all
+from .measured import Need, recall, remember
+from .patchers import Budgeted, Residency, marked, residency_of, with_residency
 
 logger = logging.getLogger("lowtide")
 
-
-def before_sampling(model: Any, residency: Residency, noise_shape: Any, conds: Any) -> None:
-    """Note what sampling will need beside the weights, and make that much room.
-
-    The core's estimate is hand-tuned and usually high, so that a budget it exceeds is a warning
-    here and no refusal: everything is streamed and the run may well fit.
-    """
-    from comfy.sampler_helpers import estimate_memory
-
-    assert residency.budget is not None
-    wanted, least = (int(size) for size in estimate_memory(model, noise_shape, conds))
-    fits = residency.streaming + least <= residency.budget
-    model.lowtide_activations = wanted
-    if not fits:
-        logger.warning(
-            "the budget of %s is below ComfyUI's estimate for this size (%s of activations and "
-            "%s of streamed weights); everything is streamed, and the peak may exceed the budget. "
-            "A budget of %s would do, or a smaller image",
-            format_bytes(residency.budget),
-            format_bytes(least),
-            format_bytes(residency.streaming),
-            format_bytes(residency.streaming + least),
-        )
-    resident = residency.weights(wanted) or 0
-    make_room(model, residency.budget, residency.streaming + wanted + resident)
+_WIDGET_STEP = GIB / 1000
+"""What the budget's widget rounds to: a budget named here must be one that can be given."""
 
 
 def make_room(patcher: Any, budget: int | None, need: int) -> None:
@@ -50,3 +33,135 @@ def make_room(patcher: Any, budget: int | None, need: int) -> None:
     others = held - loaded_bytes(patcher)
     if others > 0 and others + need > budget:
         unload_others(patcher)
+
+
+def under(patcher: Any, budget: int, *, whole: bool = False) -> Any:
+    """A clone for turns under ``budget``; with ``whole`` its weights are never streamed.
+
+    Nor are they where a layer cannot be: the core would leave it behind on the host.
+    """
+    residency = Residency(budget=budget, streaming=streaming_bytes(patcher))
+    if whole or not streams_all(patcher.model):
+        return marked(patcher, replace(residency, streaming=0))
+    return with_residency(patcher, residency)
+
+
+def refuse(patcher: Any, budget: int, need: int, what: str, smaller: str) -> NoReturn:
+    """Take the model off its device and raise a BudgetError that names what would do."""
+    from .models import leave_device
+
+    leave_device(patcher)
+    raise BudgetError(
+        f"a budget of {format_bytes(budget)} cannot hold the {what}: with all its weights streamed "
+        f"it needed {format_bytes(need)} at its peak. Give at least {givable(need)}, or {smaller}"
+    )
+
+
+def givable(need: int) -> str:
+    """The smallest budget for ``need`` bytes that the widget takes, in GB."""
+    return f"{-(-need // _WIDGET_STEP) / 1000:.3f} GB"
+
+
+class Measured:
+    """The peak over a block, while ``parts`` keep what they have on the device.
+
+    After the block ``peak`` is the most bytes allocated, ``resident`` the weights among them,
+    ``beside`` the rest, and ``base`` what was there besides the weights when the block began.
+    All are ``None`` where the backend does not say.
+    """
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = parts
+        self.peak: int | None = None
+        self.resident = self.beside = self.base = 0
+
+    def __enter__(self) -> Measured:
+        device = backend.device_of(self.parts[0].load_device)
+        self.window = None if backend.allocated(device) is None else PeakWindow(device)
+        self.base = self.base_now()
+        return self
+
+    def base_now(self) -> int:
+        """Bytes allocated at this moment besides the weights of the parts and streaming buffers."""
+        from .models import cast_buffers
+
+        held = backend.allocated(backend.device_of(self.parts[0].load_device)) or 0
+        return max(0, held - _resident(self.parts) - cast_buffers())
+
+    def __exit__(self, *_: object) -> None:
+        if self.window is not None:
+            self.peak = self.window.close().allocated
+        self.resident = _resident(self.parts)
+        self.beside = max(0, (self.peak or 0) - self.resident)
+
+
+class Turn:
+    """A component's turn on the device under its budget, from loading to leaving.
+
+    Its weights are streamed unless what was measured earlier, or ``estimate`` bytes beside them
+    where nothing was, leaves room for all of them: they are used about once, and keeping a part
+    would save nothing. The turn is measured for the next one of the same ``question``.
+    """
+
+    def __init__(
+        self, patcher: Any, question: Hashable, what: str, smaller: str, estimate: int | None = None
+    ) -> None:
+        residency = residency_of(patcher)
+        self.budget = None if residency is None else residency.budget
+        self.patcher = patcher
+        self.question = question
+        self.what = what
+        self.smaller = smaller
+        self.estimate = estimate
+        self.measured = Measured([patcher])
+
+    def begin(self) -> None:
+        """Make room, and say how much of the weights may be resident."""
+        budget, patcher = self.budget, self.patcher
+        if budget is None:
+            return
+        size = int(patcher.model_size()) + padding(patcher)
+        known = recall(patcher.model, self.question)
+        room = None if known is None else known.room(budget)
+        if room is None and self.estimate is not None:
+            room = budget - self.estimate
+        whole = room is not None and room >= size
+        make_room(patcher, budget, budget - room + size if whole and room is not None else budget)
+        if isinstance(patcher, Budgeted):
+            patcher.lowtide_room = size if whole else 0
+        self.measured.__enter__()
+
+    def end(self, failed: bool) -> None:
+        """Take the measurement in.
+
+        Raises:
+            BudgetError: the turn went over the budget although everything was streamed.
+        """
+        budget, found = self.budget, self.measured
+        if budget is None:
+            return
+        found.__exit__()
+        self.patcher.lowtide_room = None
+        if failed or found.peak is None:
+            return
+        remember(self.patcher.model, self.question, Need(found.beside, found.resident))
+        if found.peak <= budget:
+            return
+        if found.resident == 0 or not isinstance(self.patcher, Budgeted):
+            refuse(self.patcher, budget, found.peak, self.what, self.smaller)
+        over(budget, found.peak, self.what)
+
+
+def over(budget: int, peak: int, what: str) -> None:
+    """Say that a peak went over the budget once; the next one will not."""
+    logger.warning(
+        "the %s took %s at its peak, more than the budget of %s: more of its weights are streamed "
+        "from now on",
+        what,
+        format_bytes(peak),
+        format_bytes(budget),
+    )
+
+
+def _resident(parts: Sequence[Any]) -> int:
+    return sum(int(part.loaded_size()) for part in parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .budget import make_room
+from .budget import Turn
 from .models import leave_device
 from .patchers import residency_of
 
@@ -18,6 +18,8 @@ _classes: dict[type, type] = {}
 
 class LeavingClip(_Clip):
     """Mixed into a CLIP's class: what encodes ends with the encoder off the device."""
+
+    lowtide_working: bool = False
 
     def clone(self, *args: Any, **kwargs: Any) -> Any:
         """The core's clone, which would forget the class."""
@@ -35,16 +37,46 @@ class LeavingClip(_Clip):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As the core's, where it has one."""
-        return self._and_leave(super().generate, args, kwargs)
-
-    def _and_leave(self, work: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         residency = residency_of(self.patcher)
-        if residency is not None:
-            make_room(self.patcher, residency.budget, residency.budget or 0)
-        try:
+        # A pass for each token: here weights that stay save a transfer each time.
+        beside = None if residency is None else residency.streaming + residency.activations
+        return self._and_leave(super().generate, args, kwargs, beside)
+
+    def _and_leave(
+        self,
+        work: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        estimate: int | None = None,
+    ) -> Any:
+        if self.lowtide_working:  # one way to encode may go through another
             return work(*args, **kwargs)
+        question = (work.__name__, _shape_of(args[0] if args else kwargs.get("tokens")))
+        turn = Turn(self.patcher, question, "text encoder", "a shorter prompt", estimate)
+        done = False
+        self.lowtide_working = True
+        try:
+            turn.begin()
+            result = work(*args, **kwargs)
+            done = True
+            return result
         finally:
-            leave_device(self.patcher)
+            self.lowtide_working = False
+            try:
+                turn.end(failed=not done)
+            finally:
+                leave_device(self.patcher)
+
+
+def _shape_of(tokens: Any) -> Any:
+    """How many prompts of how many tokens each of the encoders gets."""
+    if not isinstance(tokens, dict):
+        return None
+    return tuple(
+        (name, len(part), max((len(row) for row in part if hasattr(row, "__len__")), default=0))
+        for name, part in sorted(tokens.items())
+        if hasattr(part, "__len__")
+    )
 
 
 def leaving(clip: Any) -> Any:

@@ -8,8 +8,16 @@ fits beside those before it and what is kept for streaming.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+from ...float8 import CODES, decode_bytes
+from .exact_lora import TEMPORARY
+from .float8_layer import Float8Layer, parts_of
+
+_ROUNDING = 512
+"""Torch's allocators hand out memory in multiples of this many bytes."""
 
 
 @dataclass(frozen=True, order=True)
@@ -26,11 +34,15 @@ def layers_of(patcher: Any) -> list[Layer]:
     compute = patcher.get_model_object("manual_cast_dtype") if _casts(patcher) else None
     found = []
     for name, module in patcher.model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
+        _, parameters, buffers = parts_of(patcher, name, module)
+        own = {key: weight for key, weight in parameters.items() if weight is not None}
         streams = hasattr(module, "comfy_cast_weights")
         if any(key not in own for key, _ in module.named_parameters()) or not (own or streams):
             continue
-        size = sum(tensor.nbytes for tensor in module.state_dict().values())
+        held = module.state_dict().values()
+        if parameters is not module._parameters:
+            held = [tensor for tensor in (*own.values(), *buffers.values()) if tensor is not None]
+        size = sum(tensor.nbytes for tensor in held)
         extra = 0
         for key, weight in own.items() if streams else ():
             dtype = compute or weight.dtype
@@ -75,6 +87,66 @@ def limit_for(patcher: Any, cap: int) -> int:
             high = middle - 1
     # At the model's size or above the core would load everything, whatever it reserved.
     return min(low, int(patcher.model_size()))
+
+
+def streaming_bytes(patcher: Any) -> int:
+    """Bytes on the device while the largest streamed leaves compute, LoRA temporaries included."""
+    import comfy.model_management as mm
+
+    streams = int(getattr(mm, "NUM_STREAMS", 0) or 0)
+    sizes = sorted(
+        (streamed(patcher, *found, TEMPORARY) for found in leaves_of(patcher)), reverse=True
+    )
+    return sum(sizes[: 1 + streams])
+
+
+def least_bytes(patcher: Any) -> int:
+    """Bytes without which not even the largest layer could be streamed, whatever is computed."""
+    return max((streamed(patcher, *found, 4) for found in leaves_of(patcher)), default=0)
+
+
+def padding(patcher: Any) -> int:
+    """Bytes the allocator may add to the weights' own by rounding each up."""
+    state = patcher.model.state_dict().values()
+    return sum(-tensor.nbytes % _ROUNDING for tensor in state)
+
+
+def streams_all(model: Any) -> bool:
+    """Whether every layer with weights can be streamed."""
+    return all(
+        hasattr(module, "comfy_cast_weights") or not any(True for _ in module.parameters(False))
+        for module in model.modules()
+    )
+
+
+def leaves_of(patcher: Any) -> list[tuple[str, Any]]:
+    """Name and module of every layer that can be streamed."""
+    found = patcher.model.named_modules()
+    return [(name, module) for name, module in found if hasattr(module, "comfy_cast_weights")]
+
+
+def streamed(patcher: Any, name: str, module: Any, temporary: int) -> int:
+    """Bytes of one leaf while it computes; ``temporary`` for each patched element."""
+    compute = getattr(patcher.model, "manual_cast_dtype", None)
+    kind, parameters, _ = parts_of(patcher, name, module)
+    size = 0
+    for key, weight in parameters.items():
+        if weight is None:
+            continue
+        count = weight.numel()
+        is_patched = f"{name}.{key}" in patcher.patches
+        if issubclass(kind, Float8Layer) and weight.dtype == CODES:
+            decoded = compute or kind.lowtide_dtype
+            # What is decoded is patched in place, in a wide type.
+            wide = max(decoded.itemsize, temporary if is_patched else 0)
+            size += weight.nbytes + count * wide + decode_bytes(count)
+            continue
+        cast = 0 if compute in (None, weight.dtype) else count * compute.itemsize
+        if hasattr(weight, "tensor_shape"):  # quantised by GGUF: unpacked to half precision
+            count = math.prod(weight.tensor_shape)
+            cast = 2 * count
+        size += weight.nbytes + cast + (temporary * count if is_patched else 0)
+    return size
 
 
 def _casts(patcher: Any) -> bool:

@@ -54,6 +54,19 @@ def leave_device(patcher: Any) -> None:
         _drop_cast_buffers()
 
 
+def unload(patcher: Any) -> None:
+    """Take a model and its clones off the device, and whatever was written into its weights."""
+    import comfy.model_management as mm
+
+    for entry in list(mm.current_loaded_models):
+        if entry.model is not None and patcher.is_clone(entry.model):
+            entry.model_unload()
+            mm.current_loaded_models[:] = [e for e in mm.current_loaded_models if e is not entry]
+    if patcher.model.current_weight_patches_uuid is not None:
+        patcher.detach()  # the clone that loaded it is gone
+    _drop_cast_buffers()
+
+
 def unload_others(patcher: Any) -> None:
     """Take every model but this one and its clones off its device."""
     import comfy.model_management as mm
@@ -117,6 +130,14 @@ def drop_results_after_this_run(*, unload: bool) -> bool:
     queue.set_flag("unload_models", unload or asked)
     queue.set_flag("free_memory", True)
     return True
+
+
+def cast_buffers() -> int:
+    """Bytes of the buffers on the device that newer cores keep for streaming."""
+    import comfy.model_management as mm
+
+    kept = getattr(mm, "STREAM_CAST_BUFFERS", None) or {}
+    return sum(int(buffer.nbytes) for buffer in kept.values())
 
 
 def _drop_cast_buffers() -> None:

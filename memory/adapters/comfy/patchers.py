@@ -9,22 +9,22 @@ DynamicVRAM patchers place their weights themselves and are never hooked.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ... import backend
-from .limits import limit_for
-
-if TYPE_CHECKING:
-    _Patcher = Any
-else:
-    _Patcher = object
+from .exact_lora import attach
+from .float8_patcher import Float8Patches
+from .limits import limit_for, padding
 
 ATTACHMENT = "lowtide"
-_WRAPPER = "lowtide"
 _TARGET = "lowtide_target"
 _FLOOR = 0.1
 """The smallest load the core takes for "partly": it reads 0 as "everything"."""
+
+WORTH = 64
+"""Growing by less than this part of the model is not worth moving anything."""
 
 _classes: dict[type, type] = {}
 
@@ -35,9 +35,11 @@ class Residency:
 
     Attributes:
         cap: most bytes of weights resident; ``None`` leaves it to the core.
+        by_free: narrow ``cap`` at every load to what the device has free.
         budget: most bytes allocated on the device, activations included; narrows ``cap``.
         streaming: bytes a streamed leaf needs on the device while it computes.
-        activations: bytes set aside for them where the core gives no estimate.
+        activations: bytes set aside for them where nothing was measured.
+        leave: take the model off the device once it has sampled.
         cleanup: when the model leaves the device after a run: off, pressure, always.
     """
 
@@ -46,6 +48,8 @@ class Residency:
     streaming: int = 0
     activations: int = 0
     cleanup: str = "off"
+    by_free: bool = False
+    leave: bool = False
 
     def weights(self, activations: int | None) -> int | None:
         """Most bytes of weights resident beside ``activations``; ``None`` = no cap."""
@@ -56,17 +60,17 @@ class Residency:
         return room if self.cap is None else min(room, self.cap)
 
 
-class Budgeted(_Patcher):
+class Budgeted(Float8Patches):
     """Mixed into a static patcher's class by ``with_residency``."""
 
-    lowtide_activations: int | None = None
+    lowtide_room: int | None = None
+    """Bytes of weights the budget leaves at present; ``None`` where nobody has looked."""
 
     def partially_load(
         self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False
     ) -> Any:
         """Load up to the cap; the core's own method otherwise. Returns bytes added."""
-        residency = residency_of(self)
-        cap = None if residency is None else residency.weights(self.lowtide_activations)
+        cap = self._cap()
         if cap is None:
             return super().partially_load(
                 device_to, extra_memory, force_patch_weights=force_patch_weights
@@ -75,7 +79,8 @@ class Budgeted(_Patcher):
         used = model.model_loaded_weight_memory
         if used == 0 and not model.model_lowvram:
             restore_cast_flags(model)
-        limit = limit_for(self, cap)
+        # With a limit of the model's size the core would keep some of it in reserve.
+        limit = limit_for(self, cap) if cap < self.model_size() else math.inf
         current = model.current_weight_patches_uuid
         same = current == self.patches_uuid and not force_patch_weights
         # Other weights than ours: the core unpatches, then adds what was resident to the memory.
@@ -85,6 +90,14 @@ class Budgeted(_Patcher):
         if not stale and (used > cap or (settled and allowed < getattr(model, _TARGET, 0))):
             self._repatch_and_shrink(used - cap)
             return 0
+        target = getattr(model, _TARGET, 0)
+        if settled and target < allowed <= target + self.model_size() // WORTH:
+            allowed = target
+        elif settled and allowed > target:
+            # Hazard: with more memory the core may choose larger leaves in place of small ones that
+            # are resident; it would leave those on the device uncounted, and patch them twice.
+            self._repatch_and_shrink(used)
+            used = model.model_loaded_weight_memory
         allowed = max(_FLOOR if stale else used + _FLOOR, allowed)
         setattr(model, _TARGET, allowed)
         super().partially_load(device_to, allowed - used, force_patch_weights=force_patch_weights)
@@ -92,6 +105,40 @@ class Budgeted(_Patcher):
         if surplus > 0 and model.model_lowvram:
             self.partially_unload(self.offload_device, surplus)
         return model.model_loaded_weight_memory - used
+
+    def clone(self, *args: Any, **kwargs: Any) -> Any:
+        """The core's clone. Patchers of other packs give theirs a class of their own again."""
+        clone = super().clone(*args, **kwargs)
+        if residency_of(clone) is not None and not is_dynamic(clone):
+            enforce(clone)
+        return clone
+
+    def load(self, *args: Any, **kwargs: Any) -> Any:
+        """As the core's; what it streams is patched as if it were resident."""
+        loaded = super().load(*args, **kwargs)
+        attach(self)
+        return loaded
+
+    def partially_unload(self, *args: Any, **kwargs: Any) -> Any:
+        """As the core's; what it streams from then on is patched as if it were resident."""
+        freed = super().partially_unload(*args, **kwargs)
+        attach(self)
+        return freed
+
+    def _cap(self) -> int | None:
+        residency = residency_of(self)
+        if residency is None:
+            return None
+        if residency.budget is None:
+            return _free_cap(self, residency)
+        if self.lowtide_room is None:
+            cap = residency.weights(None) or 0
+        else:
+            most = (
+                [self.lowtide_room] if residency.cap is None else [self.lowtide_room, residency.cap]
+            )
+            cap = min(most)
+        return max(0, cap - padding(self))
 
     def _repatch_and_shrink(self, surplus: int) -> None:
         """Take this clone's object patches, then ``surplus`` bytes off the device.
@@ -128,6 +175,16 @@ class Budgeted(_Patcher):
         return free if held is None else min(free, max(0, residency.budget - held))
 
 
+def _free_cap(patcher: Any, residency: Residency) -> int | None:
+    """The cap without a budget: no more than the device has free beside the core's own reserve."""
+    if residency.cap is None or not residency.by_free:
+        return residency.cap
+    import comfy.model_management as mm
+
+    free = mm.get_free_memory(patcher.load_device) + patcher.model.model_loaded_weight_memory
+    return int(max(0, min(residency.cap, free - mm.minimum_inference_memory())))
+
+
 def is_dynamic(patcher: Any) -> bool:
     """Whether the core places this patcher's weights page by page (DynamicVRAM)."""
     asks = getattr(patcher, "is_dynamic", None)
@@ -142,16 +199,13 @@ def residency_of(patcher: Any) -> Residency | None:
 
 def with_residency(patcher: Any, residency: Residency) -> Any:
     """A clone of a static patcher under ``residency``; ``patcher`` stays as it is."""
-    clone = patcher.clone()
+    clone = marked(patcher, residency)
     enforce(clone)
-    clone.set_attachments(ATTACHMENT, residency)
-    if residency.budget is not None:
-        _watch_sampling(clone)
     return clone
 
 
 def marked(patcher: Any, residency: Residency) -> Any:
-    """A clone that only carries ``residency`` (for its cleanup policy); nothing is overridden."""
+    """A clone that only carries ``residency``, for its cleanup policy; no cap is kept."""
     clone = patcher.clone()
     clone.set_attachments(ATTACHMENT, residency)
     return clone
@@ -186,48 +240,3 @@ def restore_cast_flags(model: Any) -> int:
             del module.prev_comfy_cast_weights
             count += 1
     return count
-
-
-def streaming_bytes(patcher: Any) -> int:
-    """Bytes on the device while the largest streamed leaf computes, LoRA temporaries included."""
-    import comfy.model_management as mm
-
-    compute = getattr(patcher.model, "manual_cast_dtype", None)
-    streams = int(getattr(mm, "NUM_STREAMS", 0) or 0)
-    sizes = []
-    for name, module in patcher.model.named_modules():
-        if not hasattr(module, "comfy_cast_weights"):
-            continue
-        size = 0
-        for key, weight in module.named_parameters(recurse=False):
-            own = weight.nbytes
-            cast = 0 if compute in (None, weight.dtype) else weight.numel() * compute.itemsize
-            patched = 2 * 4 * weight.numel() if f"{name}.{key}" in patcher.patches else 0
-            size += own + cast + patched
-        sizes.append(size)
-    sizes.sort(reverse=True)
-    return sum(sizes[: 1 + streams])
-
-
-def _watch_sampling(patcher: Any) -> None:
-    from comfy.patcher_extension import WrappersMP
-
-    patcher.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, _WRAPPER)
-    patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _WRAPPER, note_activations)
-
-
-def note_activations(
-    executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """Before sampling: keep the core's estimate of activations, for ``Residency.weights``.
-
-    A plain function without captured state, because the core deep-copies options and a wrapper
-    that held its patcher would keep weights alive.
-    """
-    residency = residency_of(model)
-    if residency is not None and residency.budget is not None and not is_dynamic(model):
-        from .budget import before_sampling
-
-        enforce(model)
-        before_sampling(model, residency, noise_shape, conds)
-    return executor(model, noise_shape, conds, *args, **kwargs)

@@ -2,12 +2,13 @@
 
 A copy of a generated subclass. Where every layer is known ``decode`` and ``encode`` are the core's
 own, with the layers working in strips, exactly; elsewhere they go through the core's tiled methods
-with every argument given. The estimates the core makes room by are those of one tile.
+with every argument given. The estimates the core makes room by are those of what is done.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,21 +16,20 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigError, TargetError
 from ...levels import MemoryOptimizationConfig
 from ...strategies.exact_tiling import known, strips
-from .budget import make_room
+from .budget import Turn, make_room, under
+from .compatibility import left_alone
 from .models import leave_device
-from .tile import Tile, channels_first, clamped
+from .patchers import is_dynamic
+from .tile import clamped, given, pixels_shape
+from .vae_jobs import Job, choose, gentle, is_tiny, tiles, tiles_itself
+from .vae_room import room_of, weights_of
 
 if TYPE_CHECKING:
     _Vae = Any
 else:
     _Vae = object
 
-FRAMES = 64
-"""Frames of video in one tile, and shared by neighbours: the core's own defaults."""
-FRAMES_SHARED = 8
-_LATENTS = 16
-"""Smallest tile edge chosen by itself, in latents. The core also cuts tiles half as wide; narrower
-ones than eight latents show their seams."""
+logger = logging.getLogger("lowtide")
 
 _classes: dict[type, type] = {}
 
@@ -55,53 +55,66 @@ class TilingVae(_Vae):
 
     lowtide_plan: VaePlan
     lowtide_estimates: dict[str, Any]
-    lowtide_tile: Tile | None = None
+    lowtide_job: Job | None = None
+    """What is being done; ``None`` between two calls."""
 
     def decode(self, samples_in: Any, *args: Any, **kwargs: Any) -> Any:
         """As the core's; in tiles unless the latent fits one."""
         samples = _plain(self, samples_in)
-        tile = None if _has_options(args, kwargs) else self._tile_of_latent(samples)
-        with _Working(self, tile, samples.shape, "decode"):
-            if tile is None:
-                if _has_options(args, kwargs):
-                    return super().decode(samples, *args, **kwargs)
+        options = _has_options(args, kwargs)
+        with _Working(self, "decode", samples.shape, cut=not options) as job:
+            if options:
+                return super().decode(samples, *args, **kwargs)
+            if job.tile is not None:
+                return super().decode_tiled(samples, **job.tile.arguments())
+            if job.strips is None:
                 return self._in_chunks(super().decode, samples)
-            if self._in_strips():
-                factor = int(self.spacial_compression_decode())
-                with strips(self.first_stage_model, "decoder", tile.edge * factor, factor):
-                    return self._in_chunks(super().decode, samples)
-            return super().decode_tiled(samples, **tile.arguments())
+            with strips(self.first_stage_model, "decoder", job.strips):
+                return self._in_chunks(super().decode, samples)
 
     def encode(self, pixel_samples: Any, *args: Any, **kwargs: Any) -> Any:
         """As the core's; in tiles unless the image fits one."""
-        tile = None if _has_options(args, kwargs) else self._tile_of_pixels(pixel_samples)
-        with _Working(self, tile, channels_first(pixel_samples.shape), "encode"):
-            if tile is None:
-                if _has_options(args, kwargs) or not self._holds_images(pixel_samples):
-                    return super().encode(pixel_samples, *args, **kwargs)
+        options = _has_options(args, kwargs)
+        # The older core's tiled method takes one video at most.
+        whole = options or pixel_samples.ndim == 5
+        shape = pixels_shape(self, pixel_samples)
+        with _Working(self, "encode", shape, cut=not whole) as job:
+            if job.tile is not None:
+                return super().encode_tiled(pixel_samples, **job.tile.arguments())
+            if options or not self._holds_images(pixel_samples):
+                return super().encode(pixel_samples, *args, **kwargs)
+            if job.strips is None:
                 return self._in_chunks(super().encode, pixel_samples)
-            if self._in_strips():
-                with strips(self.first_stage_model, "encoder", tile.edge, 1):
-                    return self._in_chunks(super().encode, pixel_samples)
-            return super().encode_tiled(pixel_samples, **tile.arguments())
+            with strips(self.first_stage_model, "encoder", job.strips):
+                return self._in_chunks(super().encode, pixel_samples)
 
     def decode_tiled(self, samples: Any, *args: Any, **kwargs: Any) -> Any:
         """As the core's, with the caller's tiles."""
-        with _Working(self, None, samples.shape, "decode"):
+        asked = given(*args, **kwargs) if tiles(self) else None
+        with _Working(self, "decode", samples.shape, Job(0, asked)):
             return super().decode_tiled(samples, *args, **kwargs)
 
     def encode_tiled(self, pixel_samples: Any, *args: Any, **kwargs: Any) -> Any:
         """As the core's, with the caller's tiles."""
-        with _Working(self, None, channels_first(pixel_samples.shape), "encode"):
+        asked = given(*args, **kwargs) if tiles(self) else None
+        with _Working(self, "encode", pixels_shape(self, pixel_samples), Job(0, asked)):
             return super().encode_tiled(pixel_samples, *args, **kwargs)
 
     def memory_used_decode(self, shape: Any, dtype: Any) -> Any:
-        """The VAE's own estimate, of one tile while tiles are decoded."""
-        return self.lowtide_estimates["decode"](clamped(shape, self.lowtide_tile), dtype)
+        """The VAE's own estimate, of one tile while tiles are decoded; of strips what they take."""
+        return self._memory_used("decode", shape, dtype)
 
     def memory_used_encode(self, shape: Any, dtype: Any) -> Any:
-        """The VAE's own estimate, of one tile while tiles are encoded."""
-        return self.lowtide_estimates["encode"](clamped(shape, self.lowtide_tile), dtype)
+        """As of decoding."""
+        return self._memory_used("encode", shape, dtype)
+
+    def _memory_used(self, work: str, shape: Any, dtype: Any) -> Any:
+        job = self.lowtide_job
+        if job is not None and job.strips is not None:
+            return job.need
+        # A VAE that cuts its own tiles knows in its estimate what they take.
+        tile = None if job is None or tiles_itself(self) else job.tile
+        return self.lowtide_estimates[work](clamped(shape, tile), dtype)
 
     def _in_chunks(self, work: Callable[[Any], Any], batch: Any) -> Any:
         """``work`` on a few items of the batch at a time, into one buffer for them all."""
@@ -121,94 +134,67 @@ class TilingVae(_Vae):
         """Whether the first dimension counts images or videos, and not one video's frames."""
         return bool(self.latent_dim == 2 or pixels.ndim == 5 or getattr(self, "not_video", False))
 
-    def _in_strips(self) -> bool:
-        """Asked at every call: other nodes may have changed the layers since."""
-        return self.lowtide_plan.exact and known(self.first_stage_model)
-
-    def _tile_of_latent(self, samples: Any) -> Tile | None:
-        factor = int(self.spacial_compression_decode())
-        frames = shared = None
-        per_latent = self.temporal_compression_decode()
-        if per_latent is not None:
-            frames = max(2, FRAMES // per_latent)
-            shared = max(1, min(frames // 2, FRAMES_SHARED // per_latent))
-
-        def tile(edge: int) -> Tile:
-            latents = edge // factor
-            return Tile(latents, self._overlap(latents), frames, shared)
-
-        return self._fitting("decode", samples.shape, factor, tile)
-
-    def _tile_of_pixels(self, pixels: Any) -> Tile | None:
-        if pixels.ndim == 5:
-            return None  # a batch of videos: the older core's tiled method takes one at most
-        factor = int(self.spacial_compression_encode())
-
-        def tile(edge: int) -> Tile:
-            return Tile(edge, self._overlap(edge // factor) * factor, FRAMES, FRAMES_SHARED)
-
-        return self._fitting("encode", channels_first(pixels.shape), factor, tile)
-
-    def _fitting(
-        self, work: str, shape: Any, factor: int, tile: Callable[[int], Tile]
-    ) -> Tile | None:
-        """The tile for a shape, made by ``tile`` from an edge in pixels; ``None`` = no tiles.
-
-        Under a budget it is halved until the VAE's own estimate of one tile fits.
-        """
-        config = self.lowtide_plan.config
-        if config is None or not tiles(self):
-            return None
-        scale = factor if work == "decode" else 1
-        height, width = (int(length) * scale for length in shape[-2:])
-        least = _LATENTS * factor
-        edge = config.tile_for(height, width)
-        if config.vae_tile_size is None:
-            edge = max(edge, least)
-        edge = edge // factor * factor
-        budget = self.lowtide_plan.budget
-        if budget is not None and config.vae_tile_size is None:
-            room = budget - int(self.patcher.model_size())
-            estimate = self.lowtide_estimates[work]
-            while edge > least and estimate(clamped(shape, tile(edge)), self.vae_dtype) > room:
-                edge = max(least, edge // 2 // factor * factor)
-        return None if max(height, width) <= edge else tile(edge)
-
-    def _overlap(self, latents: int) -> int:
-        """Latents shared by neighbours. The core also cuts tiles half as wide and twice as high,
-        and those must stay wider than what they share."""
-        assert self.lowtide_plan.config is not None
-        wanted = round(latents * self.lowtide_plan.config.vae_tile_overlap)
-        return int(min(wanted, latents // 4))
-
 
 class _Working:
-    """While the VAE works: one tile's estimate, room under the budget, and then off the device."""
+    """While the VAE works: what it does and takes, room for that, and then off the device."""
 
-    def __init__(self, vae: TilingVae, tile: Tile | None, shape: Any, work: str) -> None:
+    def __init__(
+        self, vae: TilingVae, work: str, shape: Any, asked: Job | None = None, *, cut: bool = True
+    ) -> None:
         self.vae = vae
-        self.tile = tile
-        self.shape = shape
         self.work = work
+        self.shape = tuple(int(length) for length in shape)
+        self.asked = asked
+        self.cut = cut
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Job:
         vae = self.vae
         vae.throw_exception_if_invalid()
-        vae.lowtide_tile = self.tile
         try:
-            self._make_room()
+            vae.lowtide_job = job = self._settle()
+            self.turn = self._turn(job)
+            self.turn.begin()
         except BaseException:  # without an __enter__ there is no __exit__
-            self.__exit__()
+            self._leave()
             raise
+        if self.cut and self.asked is None:
+            size = "x".join(str(length) for length in self.shape[-2:])
+            logger.info("VAE %s of %s: %s", self.work, size, job.text())
+        return job
 
-    def _make_room(self) -> None:
-        vae, plan = self.vae, self.vae.lowtide_plan
-        if plan.budget is not None:
-            one = vae.lowtide_estimates[self.work](clamped(self.shape, self.tile), vae.vae_dtype)
-            make_room(vae.patcher, plan.budget, int(one) + int(vae.patcher.model_size()))
+    def _settle(self) -> Job:
+        """The job, with room made for it under a budget."""
+        vae, budget = self.vae, self.vae.lowtide_plan.budget
+        job = self._job(settled=False)
+        if budget is None:
+            return job
+        make_room(vae.patcher, budget, job.need + weights_of(vae))
+        # What is still there does not leave, and the job has to do beside it.
+        return self._job(settled=True)
 
-    def __exit__(self, *_: object) -> None:
-        self.vae.lowtide_tile = None
+    def _job(self, settled: bool) -> Job:
+        vae, asked = self.vae, self.asked
+        if asked is None and self.cut:
+            room = room_of(vae, vae.lowtide_plan.budget, settled=settled)
+            return choose(vae, self.work, self.shape, room)
+        tile = None if asked is None else asked.tile
+        estimate = vae.lowtide_estimates[self.work]
+        return Job(int(estimate(clamped(self.shape, tile), vae.vae_dtype)), tile)
+
+    def _turn(self, job: Job) -> Turn:
+        """The VAE's own estimates may be low; the plan of strips is not."""
+        estimate = job.need if job.strips is not None else int(1.5 * job.need)
+        question = (self.work, self.shape, job.text())
+        return Turn(self.vae.patcher, question, "vae", "a smaller image", estimate)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.turn.end(failed=kind is not None)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.vae.lowtide_job = None
         if self.vae.lowtide_plan.leave:
             leave_device(self.vae.patcher)
 
@@ -229,6 +215,9 @@ def tiling(vae: Any, plan: VaePlan) -> Any:
         plan = replace(plan, exact=_exactly(plan.config, vae))
     twin = copy.copy(vae)
     twin.patcher = vae.patcher.clone()
+    if plan.budget is not None and not is_dynamic(vae.patcher) and left_alone(vae.patcher) is None:
+        whole = bool(getattr(vae, "disable_offload", False))
+        twin.patcher = under(twin.patcher, plan.budget, whole=whole)
     base = type(twin)
     if not issubclass(base, TilingVae):
         known = _classes.get(base)
@@ -241,13 +230,31 @@ def tiling(vae: Any, plan: VaePlan) -> Any:
         }
         twin.__class__ = known
     twin.lowtide_plan = plan
-    twin.lowtide_tile = None
+    twin.lowtide_job = None
     return twin
 
 
-def tiles(vae: Any) -> bool:
-    """Whether the VAE has an area to tile: images and video, not sound."""
-    return vae.latent_dim in (2, 3) and getattr(vae, "extra_1d_channel", None) is None
+def described(vae: Any) -> tuple[str, str] | None:
+    """How a copy made by ``tiling`` cuts its work: the strategy and a sentence; ``None`` = not."""
+    config = vae.lowtide_plan.config
+    if config is None or not tiles(vae):
+        return None
+    by_hand = config.vae_tile_size
+    edge = f"at most {config.tile_limit} pixels, by the image and the memory there is"
+    if by_hand is not None:
+        edge = f"{by_hand} pixels"
+    if vae.lowtide_plan.exact:
+        keep = "as far as the budget leaves them room"
+        if vae.lowtide_plan.budget is None:
+            keep = "up to half of the whole image's memory" if gentle(config) else ""
+        maps = f"maps on the device {keep}, else in host memory" if keep else "maps in host memory"
+        return "exact vae tiling", f"in strips, at the memory of tiles of {edge}; {maps}"
+    shared = f"{config.vae_tile_overlap:.0%} shared"
+    if tiles_itself(vae):
+        return "vae tiling", f"the VAE's own tiles, asked for {edge}"
+    if is_tiny(vae) and config.vae_tile_mode == "auto" and by_hand is None:
+        return "vae tiling", "whole while memory lasts, for it takes little; else blended tiles"
+    return "vae tiling", f"blended tiles of {edge}, {shared}"
 
 
 def _exactly(config: MemoryOptimizationConfig, vae: Any) -> bool:

@@ -42,6 +42,17 @@ def test_auto_slices_where_there_is_no_fused_kernel() -> None:
     assert structure(pipe) == before
 
 
+@pytest.mark.parametrize("kind", ["sub-quadratic", "split"])
+def test_what_diffusers_lacks_is_sliced_and_said(accelerator: Any, kind: str) -> None:
+    pipe = tiny()
+    outcome = apply(Attention(kind, accelerator.device), pipe.unet, "unet")
+    assert isinstance(outcome, Applied)
+    assert outcome.detail == f"sliced, auto heads at once, as diffusers has no {kind}"
+    assert kinds(pipe.unet) == {"SlicedAttnProcessor"}
+    transformer = apply(Attention(kind, accelerator.device), tiny("tiny-flux").transformer, "t")
+    assert transformer == Skipped(attention.NAME, "t", f"its class has no {kind} attention")
+
+
 @pytest.mark.parametrize("size", ["auto", "max", 1, 2])
 def test_slices_change_the_image_by_rounding_only(accelerator: Any, size: int | str) -> None:
     plain = Plain(accelerator, size=64)
@@ -78,14 +89,14 @@ def test_slices_hold_fewer_scores_than_plain_attention(accelerator: Any) -> None
     assert kinds(unet) == {"AttnProcessor"}
 
 
-def test_sdpa_replaces_what_was_sliced_and_the_undo_slices_again(accelerator: Any) -> None:
+def test_pytorch_replaces_what_was_sliced_and_the_undo_slices_again(accelerator: Any) -> None:
     plain = Plain(accelerator, size=64)
     unet = plain.pipe.unet
-    first = apply(Attention("sdpa", accelerator.device), unet, "unet")
+    first = apply(Attention("pytorch", accelerator.device), unet, "unet")
     assert isinstance(first, Skipped) and "in use already" in first.reason
     unet.set_attention_slice(1)
     sliced = [layer.processor for layer in attention_layers(unet)]
-    outcome = apply(Attention("sdpa", accelerator.device), unet, "unet")
+    outcome = apply(Attention("pytorch", accelerator.device), unet, "unet")
     assert isinstance(outcome, Applied)
     assert outcome.detail == f"torch's fused kernel in {len(sliced)} layers"
     assert kinds(unet) == {"AttnProcessor2_0"}
@@ -95,11 +106,11 @@ def test_sdpa_replaces_what_was_sliced_and_the_undo_slices_again(accelerator: An
     assert [layer.processor for layer in attention_layers(unet)] == sliced
 
 
-def test_a_processor_of_the_users_own_is_left_alone_by_sdpa(accelerator: Any) -> None:
+def test_a_processor_of_the_users_own_is_left_alone_by_pytorch(accelerator: Any) -> None:
     unet = tiny().unet
     own = AttnProcessor()
     attention_layers(unet)[0].set_processor(own)
-    assert isinstance(apply(Attention("sdpa", accelerator.device), unet, "unet"), Skipped)
+    assert isinstance(apply(Attention("pytorch", accelerator.device), unet, "unet"), Skipped)
     assert attention_layers(unet)[0].processor is own
 
 

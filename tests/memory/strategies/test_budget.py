@@ -12,6 +12,7 @@ from lowtide.memory.errors import BudgetError, ConfigError
 from lowtide.memory.levels import MemoryOptimizationConfig, OptimizationLevel
 from lowtide.memory.optimizer import MemoryOptimizer
 from lowtide.memory.strategies.budget import LADDER, Need, estimate, fit
+from lowtide.memory.strategies.exact_tiling import planned
 from lowtide.memory.units import parse_bytes
 from lowtide.tests.memory.strategies.pipes import Plain, tiny
 
@@ -85,8 +86,18 @@ def test_fp8_and_cpu_mode_take_weights_off(pipe: Any, parts: Parts) -> None:
 
 def test_tiles_need_less_than_the_whole_image(pipe: Any, parts: Parts) -> None:
     whole = estimate(level("none"), pipe, parts).activations
-    tiled = estimate(level("none", enable_vae_tiling=True), pipe, parts).activations
+    settings = {"enable_vae_tiling": True, "vae_tile_mode": "blended"}
+    tiled = estimate(level("none", **settings), pipe, parts).activations
     assert tiled == whole // 4, "half the edge"
+
+
+def test_strips_need_what_their_layers_take(pipe: Any, parts: Parts) -> None:
+    vae = {"vae": parts["vae"]}
+    config = level("none", enable_vae_tiling=True)
+    exact = estimate(config, pipe, vae, edge=512)
+    strips = planned(parts["vae"].decoder, 1, 512, 512, 4, config.tile_for(512, 512))
+    assert strips is not None and exact.activations == strips.strips
+    assert exact.activations < estimate(level("none"), pipe, vae, edge=512).activations / 2
 
 
 def test_a_pipeline_without_weights_needs_nothing() -> None:
@@ -115,7 +126,7 @@ def test_a_level_asked_for_by_name_is_never_weakened(pipe: Any, parts: Parts) ->
 
 def test_settings_made_by_hand_are_carried_over(pipe: Any, parts: Parts) -> None:
     by_hand: dict[str, Any] = {
-        "attention": "sdpa",
+        "attention": "pytorch",
         "forward_chunk_size": 128,
         "cleanup": "pressure",
         "after_load": False,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import comfy.sd
+from denoisers import patcher as denoiser
 from idle import CLIP, clean, encode, held
 from lowtide.memory.adapters.comfy import apply, between, vae
+from lowtide.memory.adapters.comfy.attention import KEY, choose
+from lowtide.memory.adapters.comfy.chunking import chunk
 from lowtide.memory.adapters.comfy.patchers import residency_of
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.report import OptimizationReport
 from small import load, patcher
-from tiles import IMAGE, LATENT, VAE
+from vaes import IMAGE, LATENT, VAE
 
 KINDS = ("model", "clip", "vae")
 
@@ -30,19 +33,12 @@ def patcher_of(one: object) -> object:
     return getattr(one, "patcher", one)
 
 
+def options(model: object) -> dict[str, object]:
+    return model.model_options["transformer_options"]
+
+
 def lines(report: OptimizationReport, strategy: str) -> list[str]:
     return [line for line in report.text().splitlines() if line[2:].startswith(strategy)]
-
-
-class Dynamic:
-    """Makes every patcher say that the core places its weights, as DynamicVRAM's do."""
-
-    def __enter__(self) -> None:
-        self.asked = apply.is_dynamic
-        apply.is_dynamic = lambda _patcher: True
-
-    def __exit__(self, *_: object) -> None:
-        apply.is_dynamic = self.asked
 
 
 MODEL = patcher()
@@ -89,28 +85,6 @@ def case_without_a_policy_the_models_of_none_are_the_given_ones() -> None:
         assert lines(report, "cleanup") == []
 
 
-def case_the_policy_reaches_every_model_under_dynamic_vram() -> None:
-    with Dynamic():
-        for level in ("none", "balanced", "ultra"):
-            found, report = optimized(level, cleanup="always")
-            for kind, one in found.items():
-                assert residency_of(patcher_of(one)).cleanup == "always", (level, kind)
-            (line,) = lines(report, "cleanup")
-            assert "(model, text encoder, vae)" in line
-
-
-def case_a_budget_under_dynamic_vram_is_left_to_the_core_and_said() -> None:
-    with Dynamic():
-        for level in ("none", "aggressive"):
-            _, report = optimized(level, budget_bytes=1 << 30)
-            (line,) = lines(report, "budget")
-            assert line.startswith("- budget (model, text encoder, vae): left to ComfyUI"), line
-        _, report = optimized("none")
-        assert lines(report, "budget") == []
-    _, report = optimized("none", budget_bytes=1 << 30)
-    assert lines(report, "budget") == []
-
-
 def case_slicing_is_honoured_and_said() -> None:
     for more, said in (
         ({}, "+ vae slicing (vae): one image at a time"),
@@ -133,8 +107,8 @@ def case_a_vae_that_finds_no_room_is_as_before_and_leaves() -> None:
     found, _ = optimized("balanced", budget_bytes=1 << 30)
     load(found["vae"].patcher)
     assert held() > start
-    keep = vae.make_room
-    vae.make_room = lambda *_: 1 / 0
+    keep = vae.Turn.begin
+    vae.Turn.begin = lambda _turn: 1 / 0
     try:
         for work, value in (("decode", LATENT), ("encode", IMAGE)):
             try:
@@ -143,10 +117,10 @@ def case_a_vae_that_finds_no_room_is_as_before_and_leaves() -> None:
                 pass
             else:
                 raise AssertionError("the failure was swallowed")
-            assert found["vae"].lowtide_tile is None, work
+            assert found["vae"].lowtide_job is None, work
             assert held() == start, work
     finally:
-        vae.make_room = keep
+        vae.Turn.begin = keep
     clean()
 
 
@@ -157,3 +131,43 @@ def case_moments_of_cleanup_that_native_models_lack_are_named() -> None:
     for more in ({}, {"on_exit": False}):
         _, report = optimized("none", cleanup="always", **more)
         assert lines(report, "after_") == []
+
+
+def case_attention_and_chunking_are_applied_at_every_level() -> None:
+    more = {"attention": "sliced", "forward_chunk_size": 64}
+    for level in ("none", "balanced", "aggressive", "ultra"):
+        found, report = optimized(level, **more, cleanup="off")
+        (line,) = lines(report, "attention")
+        assert line.startswith("+ attention (model): sliced, half of the heads at once;"), line
+        assert line.endswith("text encoder and VAE keep ComfyUI's choice")
+        assert options(found["model"])[KEY] and KEY not in options(MODEL)
+        (line,) = lines(report, "forward chunking")
+        assert line.startswith("- forward chunking (model): it has no feed-forward block"), line
+
+
+def case_attention_and_chunking_are_applied_under_dynamic_vram() -> None:
+    one = denoiser("flux")
+    one.is_dynamic = lambda: True
+    config = MemoryOptimizationConfig(attention="split", forward_chunk_size=64)
+    entries: list[object] = []
+    clone = chunk(choose(one, config, entries), config, entries)
+    assert options(clone)[KEY] and len(clone.object_patches) == 4
+
+
+def case_what_a_chunked_block_holds_counts_against_the_budget() -> None:
+    def streaming(**more: object) -> int:
+        config = MemoryOptimizationConfig.from_level("ultra", budget_bytes=1 << 30, **more)
+        entries: list[object] = []
+        share = apply.divide(config, model=one, clip=None, vae=None)
+        return residency_of(apply.to_model(config, share, one, entries)).streaming
+
+    one = denoiser("flux")
+    weights = 2 * 128 * 512 + 512 + 128
+    assert streaming(forward_chunk_size=64) == streaming() + 4 * weights
+
+
+def case_without_a_wish_the_report_names_the_cores_attention() -> None:
+    _, report = optimized("balanced")
+    (line,) = lines(report, "attention")
+    assert line.startswith("- attention (model): auto leaves ComfyUI's own choice, "), line
+    assert lines(report, "forward chunking") == []

@@ -12,10 +12,11 @@ import torch
 from lowtide.memory import backend
 from lowtide.memory.adapters.comfy import models
 from lowtide.memory.adapters.comfy.clip import LeavingClip, leaving
-from lowtide.memory.adapters.comfy.patchers import Residency, streaming_bytes, with_residency
+from lowtide.memory.adapters.comfy.limits import streaming_bytes
+from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
 from lowtide.memory.adapters.comfy.vae import VaePlan, tiling
 from small import DEVICE, patcher, run, unload
-from tiles import IMAGE, LATENT, balanced, make
+from vaes import IMAGE, LATENT, balanced, make
 
 assert DEVICE.type == "npu", DEVICE
 CONFIG = {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 4}

@@ -3,7 +3,8 @@
     python run.py COMFYUI CPU-OR-ACCELERATOR CASES.py
 
 By ComfyUI's own interpreter. On the accelerator, PYTHONPATH and LOWTIDE_SIM bring the simulated
-one in. Each ``case_*`` function is one test; it fails by raising.
+one in. Each ``case_*`` function is one test; it fails by raising,
+and is skipped by raising ``unittest.SkipTest``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib.util
 import json
 import sys
 import traceback
+import unittest
 from pathlib import Path
 
 comfyui, where, cases = sys.argv[1:4]
@@ -50,6 +52,8 @@ for name, case in vars(module).items():
         try:
             case()
             results[name] = "passed"
+        except unittest.SkipTest as reason:
+            results[name] = f"skipped: {reason}"
         except Exception:  # noqa: BLE001  a failing case must not hide the others
             results[name] = traceback.format_exc()
 print("\n" + json.dumps(results))

@@ -1,0 +1,138 @@
+"""Lowtide Memory Settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..memory import session
+from .types import CATEGORY, CONFIG
+
+if TYPE_CHECKING:
+    from ..memory.levels import MemoryOptimizationConfig
+
+
+class MemorySettings:
+    """Changes single settings of a configuration; every widget starts as the level has it."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Changes single settings of a level: attention, chunks, FP8, the VAE's tiles. What is "
+        "left at level or 0 stays as the level has it."
+    )
+    FUNCTION = "run"
+    RETURN_TYPES = (CONFIG, "STRING")
+    RETURN_NAMES = ("config", "text")
+    OUTPUT_TOOLTIPS = (
+        "The configuration with these settings, for the optimize nodes.",
+        "What differs from the configuration that came in.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "config": (CONFIG, {"tooltip": "From Lowtide Memory Level Selector."}),
+                "fp8_storage": (
+                    ["level", "on", "off"],
+                    {
+                        "default": "level",
+                        "tooltip": "Keeps the diffusion model's weights in FP8 and computes in its "
+                        "own type: half the memory of 16 bits, a small change of the image.",
+                    },
+                ),
+                "attention": (
+                    ["level", *session.ATTENTION_KINDS],
+                    {
+                        "default": "level",
+                        "tooltip": "The diffusion model's attention. auto leaves ComfyUI's choice; "
+                        "sliced computes a few heads at a time and never holds more than 64 MB of "
+                        "scores: for devices without a fused kernel.",
+                    },
+                ),
+                "attention_slice_size": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 1024,
+                        "tooltip": "Heads at once when attention is sliced; 0 leaves it as the "
+                        "level has it (half of the heads), 1 saves most.",
+                    },
+                ),
+                "forward_chunk_size": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 1048576,
+                        "step": 64,
+                        "tooltip": "Tokens at once through feed-forward layers; 0 leaves it as the "
+                        "level has it (all). 1024 suits large images; the image does not change.",
+                    },
+                ),
+                "vae_tiling": (
+                    ["level", "on", "off"],
+                    {
+                        "default": "level",
+                        "tooltip": "Whether the VAE works in tiles.",
+                    },
+                ),
+                "vae_tile_mode": (
+                    ["level", "auto", "exact", "blended"],
+                    {
+                        "default": "level",
+                        "tooltip": "exact gives the untiled image at the memory of a tile, blended "
+                        "mixes overlapping tiles, auto is exact where the VAE's layers are known.",
+                    },
+                ),
+                "vae_tile_size": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 8192,
+                        "step": 64,
+                        "tooltip": "Edge of a tile, in pixels of the image; 0 chooses by the "
+                        "image and the level.",
+                    },
+                ),
+                "vae_decode_chunk_size": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 4096,
+                        "tooltip": "Images of a batch the VAE works on at once; 0 leaves it as "
+                        "the level has it, 1 saves most.",
+                    },
+                ),
+            }
+        }
+
+    def run(
+        self,
+        config: Any,
+        fp8_storage: str,
+        attention: str,
+        attention_slice_size: int,
+        forward_chunk_size: int,
+        vae_tiling: str,
+        vae_tile_mode: str,
+        vae_tile_size: int,
+        vae_decode_chunk_size: int,
+    ) -> tuple[MemoryOptimizationConfig, str]:
+        return session.adjust(
+            config,
+            fp8_storage=fp8_storage,
+            attention=attention,
+            attention_slice_size=attention_slice_size,
+            forward_chunk_size=forward_chunk_size,
+            vae_tiling=vae_tiling,
+            vae_tile_mode=vae_tile_mode,
+            vae_tile_size=vae_tile_size,
+            vae_decode_chunk_size=vae_decode_chunk_size,
+        )
+
+
+NODE_CLASS_MAPPINGS = {"LowtideMemorySettings": MemorySettings}
+NODE_DISPLAY_NAME_MAPPINGS = {"LowtideMemorySettings": "Lowtide Memory Settings"}

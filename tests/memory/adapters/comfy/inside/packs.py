@@ -1,0 +1,420 @@
+"""Cases: packs and flags that change what Lowtide changes.
+
+Stand-ins override the methods the packs override, with the same signatures and effects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from types import ModuleType, SimpleNamespace
+
+import comfy.cli_args
+import comfy.lora
+import comfy.model_patcher as mp
+import comfy.utils
+import torch
+from comfy.patcher_extension import WrappersMP
+from lowtide.memory import session
+from lowtide.memory.adapters.comfy import compatibility, limits, patchers, start_flags
+from lowtide.memory.adapters.comfy.compatibility import left_alone
+from lowtide.memory.adapters.comfy.patchers import Budgeted, Residency, with_residency
+from lowtide.memory.levels import MemoryOptimizationConfig
+from small import CPU, DEVICE, Model, close, forward, load, lora, restored, unload, weights
+
+LEVEL = 1 / 64
+
+
+class Quantised(torch.nn.Linear):
+    """As a GGML layer: streams by itself, unpacks at every call, applies its weight's own LoRAs."""
+
+    comfy_cast_weights = True
+
+    def __init__(self, source: torch.nn.Linear) -> None:
+        super().__init__(1, 1, bias=False)
+        packed = (source.weight / LEVEL).round().clamp(-127, 127).to(torch.int8)
+        self.weight = torch.nn.Parameter(packed, requires_grad=False)
+        self.bias = None
+        self.weight_function = []
+        self.bias_function = []
+        self.loras: list[tuple[object, str]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.to(x.device, torch.float32) * LEVEL
+        for patches, key in self.loras:
+            weight = comfy.lora.calculate_weight(patches, weight, key)
+        return torch.nn.functional.linear(x, weight)
+
+
+class GGUFModelPatcher(mp.ModelPatcher):
+    """LoRAs stay beside the packed weight; clones get this class whatever class they come from."""
+
+    patch_on_device = False
+    forced: list[bool]
+
+    def patch_weight_to_device(self, key, device_to=None, inplace_update=False):
+        if key not in self.patches:
+            return
+        layer = comfy.utils.get_attr(self.model, key.rsplit(".", 1)[0])
+        layer.loras = [(self.patches[key], key)]
+        if device_to is not None:
+            layer.to(device_to)
+
+    def unpatch_model(self, device_to=None, unpatch_weights=True):
+        if unpatch_weights:
+            for module in self.model.modules():
+                if isinstance(module, Quantised):
+                    module.loras = []
+        return super().unpatch_model(device_to=device_to, unpatch_weights=unpatch_weights)
+
+    def load(self, *args, force_patch_weights=False, **kwargs):
+        super().load(*args, force_patch_weights=True, **kwargs)
+
+    def clone(self, *args, **kwargs):
+        kind = self.__class__
+        self.__class__ = GGUFModelPatcher
+        clone = super().clone(*args, **kwargs)
+        clone.__class__ = GGUFModelPatcher
+        self.__class__ = kind
+        clone.patch_on_device = self.patch_on_device
+        if kind is not GGUFModelPatcher:
+            clone.size = 0
+        return clone
+
+
+def gguf() -> GGUFModelPatcher:
+    model = Model()
+    blocks = model.diffusion_model.blocks
+    for index, block in enumerate(blocks):
+        blocks[index] = Quantised(block)
+    return GGUFModelPatcher(model, DEVICE, CPU)
+
+
+class Mover(mp.ModelPatcher):
+    """Moves a whole model by itself, as Nunchaku's patcher does."""
+
+    def load(
+        self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False
+    ):
+        with self.use_ejected():
+            self.model.diffusion_model.to(device_to)
+
+    def detach(self, unpatch_all=True):
+        self.eject_model()
+        self.model.diffusion_model.to(self.offload_device)
+
+
+class Plain(torch.nn.Module):
+    """Layers of another library: none of ComfyUI's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtype = torch.float32
+        self.layer = torch.nn.Linear(256, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+class Engine:
+    """As of TensorRT: weights ComfyUI does not see."""
+
+    dtype = torch.float16
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+
+def plain(kind: type = mp.ModelPatcher) -> mp.ModelPatcher:
+    return kind(Model(), DEVICE, CPU)
+
+
+def with_inner(inner: object) -> mp.ModelPatcher:
+    model = Model()
+    del model.diffusion_model
+    model.diffusion_model = inner
+    return mp.ModelPatcher(model, DEVICE, CPU)
+
+
+def report(level: str = "ultra", patcher: object = None, **more: object):
+    config = MemoryOptimizationConfig.from_level(level, **more)
+    return session.optimize_native(config, model=plain() if patcher is None else patcher)
+
+
+@contextlib.contextmanager
+def given(**flags: object):
+    args = comfy.cli_args.args
+    kept = {name: getattr(args, name) for name in flags if hasattr(args, name)}
+    for name, value in flags.items():
+        setattr(args, name, value)
+    try:
+        yield
+    finally:
+        for name in flags:
+            if name in kept:
+                setattr(args, name, kept[name])
+            else:
+                delattr(args, name)
+
+
+def notes(patcher: mp.ModelPatcher) -> str:
+    return "\n".join(compatibility.notes({"model": patcher}))
+
+
+def case_a_gguf_model_keeps_its_cap_and_its_images() -> None:
+    base = gguf()
+    before = weights(base)
+    load(base)
+    expected = forward(base)
+    assert expected.std() > 0
+    unload()
+    size = base.model_size()
+    assert left_alone(base) is None
+    for cap in (0, size // 4, size // 2, size * 2):
+        clone = with_residency(base, Residency(cap=cap))
+        load(clone)
+        assert close(forward(clone), expected) == 0, cap
+        assert clone.loaded_size() <= cap, (cap, clone.loaded_size())
+        unload()
+    assert restored(base, before)
+
+
+def case_a_gguf_model_keeps_cap_and_lora_whatever_comes_first() -> None:
+    base = gguf()
+    before = weights(base)
+    patched = lora(base)
+    load(patched)
+    expected = forward(patched)
+    unload()
+    load(base)
+    assert close(forward(base), expected) > 0.01
+    unload()
+    half = base.model_size() // 2
+    for clone in (
+        with_residency(lora(base), Residency(cap=half)),
+        lora(with_residency(base, Residency(cap=half))),
+        with_residency(base, Residency(cap=half)).clone().clone(),
+    ):
+        assert isinstance(clone, Budgeted) and isinstance(clone, GGUFModelPatcher)
+        for _ in range(2):
+            load(clone)
+            got = forward(clone)
+            assert close(got, expected) == 0 or not clone.patches
+            assert 0 < clone.loaded_size() <= half
+        unload()
+    assert type(base) is GGUFModelPatcher
+    assert restored(base, before)
+    assert not any(getattr(module, "loras", None) for module in base.model.modules())
+
+
+def case_a_gguf_cap_shrinks_and_grows_without_doubling_a_lora() -> None:
+    base = gguf()
+    patched = lora(base)
+    load(patched)
+    expected = forward(patched)
+    unload()
+    size = base.model_size()
+    for share in (2, 4, 2, 1, 8, 1):
+        clone = with_residency(patched, Residency(cap=size // share))
+        load(clone)
+        assert close(forward(clone), expected) == 0, share
+        assert clone.loaded_size() <= size // share
+    unload()
+
+
+def case_a_gguf_layer_is_unpacked_beside_its_packed_weight() -> None:
+    base = gguf()
+    layer = base.model.diffusion_model.blocks[0]
+    packed = limits.streaming_bytes(base)
+    for block in base.model.diffusion_model.blocks:
+        block.weight.tensor_shape = torch.Size((256, 512))
+    assert limits.streaming_bytes(base) - packed >= 256 * 512 * 2 - 2 * layer.weight.nbytes
+
+
+def case_a_patcher_that_moves_its_weights_is_left_alone_by_name() -> None:
+    one = plain(Mover)
+    reason = left_alone(one)
+    assert reason is not None and "Mover" in reason and "moves its weights itself" in reason, reason
+    for level in ("aggressive", "ultra"):
+        result = report(level, one)
+        assert type(result.model) is Mover
+        assert f"- resident cap (model): {reason}" in result.report.text()
+        assert "- budget" not in result.report.text()
+    result = report("none", one, budget_bytes=1 << 30)
+    assert f"- budget (model): {reason}" in result.report.text()
+    result = report("ultra", one, cleanup="always")
+    assert patchers.residency_of(result.model).cleanup == "always"
+    load(result.model)
+    assert forward(result.model).std() > 0
+    unload()
+
+
+def case_a_distorch_model_is_left_alone_and_others_are_not() -> None:
+    one = plain()
+    one.model._distorch_v2_meta = {"full_allocation": "#npu:0;4.0;cpu"}
+    assert "DisTorch" in str(left_alone(one))
+    assert type(report("ultra", one).model) is mp.ModelPatcher
+    core = mp.ModelPatcher.partially_load
+
+    def partially_load(self, device_to, extra_memory=0, full_load=False, force_patch_weights=False):
+        return core(self, device_to, extra_memory, force_patch_weights)
+
+    mp.ModelPatcher.partially_load = partially_load
+    mp.ModelPatcher._distorch_patched = True
+    try:
+        other = plain()
+        assert left_alone(other) is None
+        load(other)
+        expected = forward(other)
+        unload()
+        clone = with_residency(other, Residency(cap=other.model_size() // 2))
+        load(clone)
+        assert close(forward(clone), expected) == 0
+        assert 0 < clone.loaded_size() <= other.model_size() // 2
+        unload()
+        assert "ComfyUI-MultiGPU has replaced" in notes(other)
+    finally:
+        mp.ModelPatcher.partially_load = core
+        del mp.ModelPatcher._distorch_patched
+    assert "MultiGPU" not in notes(other)
+
+
+def case_layers_that_cannot_stream_are_left_alone() -> None:
+    one = with_inner(Plain())
+    reason = left_alone(one)
+    assert reason is not None and "in layers ComfyUI cannot stream" in reason, reason
+    result = report("ultra", one)
+    load(result.model)
+    inner = result.model.model.diffusion_model
+    assert inner.layer.weight.device == DEVICE, "it would compute on the device from RAM"
+    unload()
+    engine = with_inner(Engine())
+    assert "Engine" in str(left_alone(engine)) and "TensorRT" in str(left_alone(engine))
+    assert type(report("ultra", engine).model) is mp.ModelPatcher
+
+
+def case_a_few_plain_layers_do_not_spare_a_model_its_cap() -> None:
+    one = plain()
+    one.model.diffusion_model.scale = torch.nn.Linear(4, 4)
+    assert left_alone(one) is None
+    assert isinstance(report("ultra", one).model, Budgeted)
+
+
+def case_a_model_that_cannot_leave_the_device_is_named() -> None:
+    if DEVICE.type == "cpu":
+        one = mp.ModelPatcher(Model(), CPU, CPU)
+        assert left_alone(one) is None
+        return
+    one = mp.ModelPatcher(Model(), DEVICE, DEVICE)
+    text = report("ultra", one, cleanup="always").report.text()
+    assert "- cleanup (model): it has nowhere to go" in text and "+ cleanup" not in text, text
+    assert f"- resident cap (model): it has nowhere to go: ComfyUI keeps it on {DEVICE}" in text
+    assert left_alone(plain()) is None
+
+
+def case_every_mark_of_another_pack_is_named() -> None:
+    def step(model_function, options):
+        return model_function(options["input"], options["timestep"], **options["c"])
+
+    step.__module__ = "/somewhere/custom_nodes/ComfyUI-TeaCache.nodes"
+
+    def attention(func, *args, **kwargs):
+        return func(*args, **kwargs)
+
+    attention.__module__ = "/somewhere/custom_nodes/comfyui-kjnodes.nodes.model_optimization_nodes"
+
+    def wrap(one):
+        one.set_model_unet_function_wrapper(step)
+
+    def attend(one):
+        one.model_options["transformer_options"]["optimized_attention_override"] = attention
+
+    def compiled(one):
+        one.model_options["torch_compile_kwargs"] = {"backend": "inductor"}
+
+    def compiled_by_wrapper(one):
+        one.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "torch.compile", step)
+
+    def compiled_by_patch(one):
+        kind = type("OptimizedModule", (), {})
+        one.add_object_patch("diffusion_model", kind())
+
+    def cached(one):
+        one.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "easycache", step)
+
+    def spread(one):
+        one.additional_models["multigpu"] = [plain()]
+
+    for change, said in (
+        (wrap, "model: ComfyUI-TeaCache wraps every step"),
+        (attend, "model: comfyui-kjnodes has chosen its attention"),
+        (compiled, "model: compiled by torch.compile"),
+        (compiled_by_wrapper, "model: compiled by torch.compile"),
+        (compiled_by_patch, "model: compiled by torch.compile"),
+        (cached, "model: steps are cached (easycache)"),
+        (spread, "model: copies of it run on 1 more device(s)"),
+    ):
+        one = plain()
+        assert "model:" not in notes(one)
+        change(one)
+        assert said in notes(one), (said, notes(one))
+        if change is not compiled_by_patch:
+            assert said in report("ultra", one).report.text()
+    assert "model: a GGUF model" in notes(gguf())
+
+
+def case_our_own_marks_are_not_named() -> None:
+    first = report("ultra", budget_bytes=1 << 30).model
+    assert "model:" not in notes(first)
+
+
+def case_a_pack_with_loaders_of_its_own_is_named_when_installed() -> None:
+    kept = sys.modules.get("nodes")
+    loader = SimpleNamespace(RELATIVE_PYTHON_MODULE="custom_nodes.wan-wrapper")
+    sys.modules["nodes"] = ModuleType("nodes")
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"WanVideoModelLoader": loader}
+    try:
+        assert "wan-wrapper is installed: its models never pass Optimize Pipeline" in notes(plain())
+    finally:
+        del sys.modules["nodes"]
+        if kept is not None:
+            sys.modules["nodes"] = kept
+    assert "never pass" not in notes(plain())
+
+
+def case_a_foreign_object_that_raises_costs_one_note_only() -> None:
+    class Touchy(dict):
+        def get(self, *_: object) -> object:
+            raise RuntimeError("not now")
+
+    one = gguf()
+    one.model_options = Touchy(one.model_options)
+    assert "a GGUF model" in notes(one)
+
+
+def case_only_flags_that_are_known_and_given_are_named() -> None:
+    assert [note for note in start_flags.notes() if not note.startswith("--cpu:")] == []
+    for name in start_flags.FLAGS:
+        if not hasattr(comfy.cli_args.args, name):
+            continue
+        value = 2.5 if name in ("reserve_vram", "vram_headroom") else True
+        value = 3 if name == "cache_lru" else [4.0] if name == "cache_ram" else value
+        with given(**{name: value}):
+            found = [note for note in start_flags.notes() if not note.startswith("--cpu:")]
+            assert len(found) == (name != "cpu"), (name, found)
+            assert "{" not in "".join(found), found
+    with given(reserve_vram=2.5, fp8_e4m3fn_unet=True):
+        text = "\n".join(start_flags.notes())
+        assert "--reserve-vram: ComfyUI keeps 2.5 GB" in text, text
+        assert "--fp8_e4m3fn-unet: the weights are in FP8 already" in text, text
+        assert "fp8" not in "\n".join(start_flags.notes(device_only=True))
+
+
+def case_flags_are_in_both_nodes_texts() -> None:
+    with given(disable_smart_memory=True, fp32_vae=True):
+        text = report("balanced").report.text()
+        assert "--disable-smart-memory: " in text and "--fp32-vae: " in text
+        _, text = session.choose("balanced", 0, "pressure")
+        assert "Note: --disable-smart-memory: " in text and "--fp32-vae" not in text
+    _, text = session.choose("balanced", 0, "pressure")
+    assert "Note: --disable" not in text
