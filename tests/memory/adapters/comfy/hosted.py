@@ -35,7 +35,9 @@ class Hosted:
     def __init__(self, installation: Installation, place: str) -> None:
         self.installation = installation
         self.place = place
-        self._log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._log: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115  closed with the process
+            "w+", encoding="utf-8", errors="replace"
+        )
         self._process = subprocess.Popen(
             [str(installation.python), str(WORKER / "serve.py"), str(installation.root), place],
             stdin=subprocess.PIPE,

@@ -22,7 +22,8 @@ if os.environ.get("LOWTIDE_TEST_MATRIX") == "full":
     SETTINGS += list(itertools.product(LEVELS, SHARES))
 else:
     SETTINGS += [("none", share) for share in SHARES]
-    SETTINGS += list(zip(("ultra", "aggressive", "balanced", "aggressive", "ultra"), SHARES))
+    LEVEL_OF_SHARE = ("ultra", "aggressive", "balanced", "aggressive", "ultra")
+    SETTINGS += zip(LEVEL_OF_SHARE, SHARES, strict=True)
 
 INSTALLATIONS, REFUSED = survey()
 

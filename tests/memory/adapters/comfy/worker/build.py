@@ -5,7 +5,8 @@
 ``model.safetensors`` is a checkpoint with everything where the family has text encoders, else the
 diffusion model alone, and ``vae.safetensors`` its VAE. ``lora-1`` to ``lora-5`` differ in kind:
 attention, all kinds of linear layers, convolutions, whole differences with biases, and DoRA. Each
-changes a part of its layers only: applying LoRAs is most of what the tests wait for. Weights are scaled by fan-in so that activations stay of order one.
+changes a part of its layers only: applying LoRAs is most of what the tests wait for. Weights are
+scaled by fan-in so that activations stay of order one.
 """
 
 from __future__ import annotations

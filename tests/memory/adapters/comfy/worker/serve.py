@@ -29,7 +29,7 @@ comfy.options.enable_args_parsing()
 
 import logging  # noqa: E402
 
-import comfy.sd  # noqa: E402, F401
+import comfy.sd  # noqa: E402
 
 import nodes  # noqa: E402, F401  ComfyUI's
 
