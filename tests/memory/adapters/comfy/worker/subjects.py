@@ -279,7 +279,7 @@ def _within(value: Any, depth: int = 4) -> Iterator[Any]:
 
 def _is_ours(value: Any) -> bool:
     if isinstance(value, str):
-        return "lowtide" in value
+        return value.startswith("lowtide")  # a name, and not a path with it
     kind = value if isinstance(value, (type, Callable)) else type(value)  # type: ignore[arg-type]
     lineage = kind.__mro__ if isinstance(kind, type) else (kind,)
     return any(str(getattr(it, "__module__", "")).startswith("lowtide") for it in lineage)
