@@ -67,6 +67,12 @@ def _bench_arguments(bench: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --model sdxl-small: diffusers' own modes and installed packages as rows too",
     )
+    bench.add_argument(
+        "--overhead",
+        action="store_true",
+        help="what Optimize Pipeline costs at level none, in every ComfyUI found",
+    )
+    bench.add_argument("--pairs", type=_positive, help="with --overhead: how often both run")
     bench.set_defaults(command=_bench)
 
 
@@ -114,6 +120,10 @@ def _positive(text: str) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.overhead:
+        return _overhead(options)
+    if options.pairs is not None:
+        raise ConfigError("--pairs counts the prompts of --overhead; add it, or leave it out")
     model = model_of(options.model)
     size = options.size or model.size
     steps = options.steps or model.steps
@@ -148,6 +158,26 @@ def _bench(options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return 1 if all(row.error for row in result.rows) else 0
+
+
+def _overhead(options: argparse.Namespace) -> int:
+    from . import overhead
+
+    if options.peers or options.chart is not None:
+        raise ConfigError("--overhead takes neither --peers nor --chart")
+    if options.json is not None:
+        _make_writable("--json", options.json)
+    place = places.choose(options.device, options.simulate, options.capacity)
+    result = overhead.bench_overhead(
+        place,
+        pairs=options.pairs or overhead.PAIRS,
+        size=options.size or overhead.SIZE,
+        steps=options.steps or overhead.STEPS,
+    )
+    print(result.text())
+    if options.json is not None:
+        options.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return 1 if result.exceeded else 0
 
 
 def _make_writable(option: str, path: Path) -> None:
