@@ -138,10 +138,12 @@ def lora(kind: int, named: dict[str, torch.Tensor]) -> Weights:
         for name, weight in list((spatial or matrices).items())[::2]:
             out |= low_rank(name, weight, RANK, generator)
     elif kind == 4:
-        for name, weight in list(attention.items())[::6]:
+        biased = [name for name in attention if name.endswith(("_to_out_0", "_qkv"))]
+        for name in dict.fromkeys([*list(attention)[::6], *biased[::3]]):
+            weight = attention[name]
             delta = torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5
             out[f"{name}.diff"] = (delta * 0.2).half()
-            if "_out" in name or "qkv" in name:
+            if name in biased:
                 bias = torch.randn(weight.shape[0], generator=generator) * 0.05
                 out[f"{name}.diff_b"] = bias.half()
     else:

@@ -71,7 +71,7 @@ def run(one: Subject, level: str, budget: int | None, loras: int) -> list[dict[s
                 vae = clones[2]
             else:
                 model, clip = with_loras(name, one.model, one.clip, loras, strength)
-                model, clip, vae, _ = OptimizePipeline().run(config, model, clip, one.vae)
+                model, clip, vae = OptimizePipeline().run(config, model, clip, one.vae)[:3]
             handle = accelerator()
             if handle is not None:
                 handle.reset_peaks()
@@ -99,7 +99,7 @@ def reference(one: Subject, level: str, loras: int, number: int) -> Picture:
         config = MemoryOptimizationConfig.from_level("none", fp8_storage=True)
         with torch.inference_mode():
             model, clip = with_loras(name, one.model, one.clip, loras, STRENGTHS[number])
-            model, clip, vae, _ = OptimizePipeline().run(config, model, clip, one.vae)
+            model, clip, vae = OptimizePipeline().run(config, model, clip, one.vae)[:3]
             _fp8[key] = picture(one.shape, model, clip, vae, number)
         unload()
     return _fp8[key]

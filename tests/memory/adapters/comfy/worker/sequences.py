@@ -172,7 +172,7 @@ def reference(name: str, loras: Loras, fp8: bool, number: int) -> Picture:
         vae = one.vae
         if fp8:
             config = MemoryOptimizationConfig.from_level("none", fp8_storage=True)
-            model, clip, vae, _ = OptimizePipeline().run(config, model, clip, vae)
+            model, clip, vae = OptimizePipeline().run(config, model, clip, vae)[:3]
         made = picture(one.shape, model, clip, vae, number)
     unload()
     return made

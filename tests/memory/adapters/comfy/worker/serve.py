@@ -56,6 +56,16 @@ def answer(call: dict[str, object]) -> dict[str, object]:
         return {"error": traceback.format_exc()}
 
 
+def without_cuda_kernels() -> None:
+    """comfy_kitchen's CUDA kernels need a driver, which the simulated CUDA device has not."""
+    if importlib.util.find_spec("comfy_kitchen") is not None:
+        import comfy_kitchen
+
+        comfy_kitchen.registry.disable("cuda")
+
+
 load_pack()
+if where == "cuda":
+    without_cuda_kernels()
 for line in sys.stdin:
     print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
