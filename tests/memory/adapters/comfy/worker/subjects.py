@@ -54,6 +54,7 @@ class Subject:
 
 
 @functools.cache
+@torch.inference_mode()
 def subject(name: str) -> Subject:
     """Loads a family; once in this process."""
     shape, folder = SHAPES[name], FOLDER / name
@@ -228,6 +229,7 @@ def _weights(patcher: Any) -> dict[str, torch.Tensor]:
     return {key: value.to("cpu", copy=True) for key, value in patcher.model.state_dict().items()}
 
 
+@torch.inference_mode()
 def changed(one: Subject) -> list[str]:
     """Names of weights that are not, bit by bit, what was loaded."""
     found = []
