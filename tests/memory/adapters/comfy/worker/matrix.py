@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
 from lowtide.memory.errors import BudgetError
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.units import GIB
@@ -61,30 +60,29 @@ def run(one: Subject, level: str, budget: int | None, loras: int) -> list[dict[s
     unload()
     name, found = one.shape.name, []
     expected = [reference(one, level, loras, number) for number in range(PROMPTS)]
-    with torch.inference_mode():
-        config, _ = MemoryLevelSelector().run(level, (budget or 0) / GIB, "pressure")
-        clones = OptimizePipeline().run(config, one.model, one.clip, one.vae)
-        for number in range(PROMPTS):
-            strength = STRENGTHS[number]
-            if number < 2:
-                model, clip = with_loras(name, clones[0], clones[1], loras, strength)
-                vae = clones[2]
-            else:
-                model, clip = with_loras(name, one.model, one.clip, loras, strength)
-                model, clip, vae = OptimizePipeline().run(config, model, clip, one.vae)[:3]
-            handle = accelerator()
-            if handle is not None:
-                handle.reset_peaks()
-            made = picture(one.shape, model, clip, vae, number)
-            latent, image = made.differences(expected[number])
-            found.append(
-                {
-                    "peak": None if handle is None else handle.peak_allocated,
-                    "op": None if handle is None else handle.peak_op,
-                    "latent": latent,
-                    "image": image,
-                }
-            )
+    config, _ = MemoryLevelSelector().run(level, (budget or 0) / GIB, "pressure")
+    clones = OptimizePipeline().run(config, one.model, one.clip, one.vae)
+    for number in range(PROMPTS):
+        strength = STRENGTHS[number]
+        if number < 2:
+            model, clip = with_loras(name, clones[0], clones[1], loras, strength)
+            vae = clones[2]
+        else:
+            model, clip = with_loras(name, one.model, one.clip, loras, strength)
+            model, clip, vae = OptimizePipeline().run(config, model, clip, one.vae)[:3]
+        handle = accelerator()
+        if handle is not None:
+            handle.reset_peaks()
+        made = picture(one.shape, model, clip, vae, number)
+        latent, image = made.differences(expected[number])
+        found.append(
+            {
+                "peak": None if handle is None else handle.peak_allocated,
+                "op": None if handle is None else handle.peak_op,
+                "latent": latent,
+                "image": image,
+            }
+        )
     return found
 
 
@@ -97,10 +95,9 @@ def reference(one: Subject, level: str, loras: int, number: int) -> Picture:
     if key not in _fp8:
         unload()
         config = MemoryOptimizationConfig.from_level("none", fp8_storage=True)
-        with torch.inference_mode():
-            model, clip = with_loras(name, one.model, one.clip, loras, STRENGTHS[number])
-            model, clip, vae = OptimizePipeline().run(config, model, clip, one.vae)[:3]
-            _fp8[key] = picture(one.shape, model, clip, vae, number)
+        model, clip = with_loras(name, one.model, one.clip, loras, STRENGTHS[number])
+        model, clip, vae = OptimizePipeline().run(config, model, clip, one.vae)[:3]
+        _fp8[key] = picture(one.shape, model, clip, vae, number)
         unload()
     return _fp8[key]
 

@@ -167,13 +167,12 @@ def reference(name: str, loras: Loras, fp8: bool, number: int) -> Picture:
     """The picture of stock ComfyUI, or of FP8 without cap or budget, from an empty device."""
     one = subject(name)
     unload()
-    with torch.inference_mode():
-        model, clip = patched(one, one.model, one.clip, loras)
-        vae = one.vae
-        if fp8:
-            config = MemoryOptimizationConfig.from_level("none", fp8_storage=True)
-            model, clip, vae = OptimizePipeline().run(config, model, clip, vae)[:3]
-        made = picture(one.shape, model, clip, vae, number)
+    model, clip = patched(one, one.model, one.clip, loras)
+    vae = one.vae
+    if fp8:
+        config = MemoryOptimizationConfig.from_level("none", fp8_storage=True)
+        model, clip, vae = OptimizePipeline().run(config, model, clip, vae)[:3]
+    made = picture(one.shape, model, clip, vae, number)
     unload()
     return made
 
@@ -185,14 +184,13 @@ def play(shape: str, operations: list[dict[str, Any]]) -> dict[str, Any]:
         ``steps``, what each operation gave (``None`` where there is nothing to check, ``refused``
         where a budget was too small), and what ``undone`` finds at the end.
     """
-    with torch.inference_mode():
-        rehearse(shape, operations)
-        unload()
-        player = Player(shape)
-        steps = [attempt(player, operation) for operation in operations]
-        player.alive.clear()
-        player.ballast = None
-        del player
+    rehearse(shape, operations)
+    unload()
+    player = Player(shape)
+    steps = [attempt(player, operation) for operation in operations]
+    player.alive.clear()
+    player.ballast = None
+    del player
     return {"steps": steps, **undone(subject(shape)), "other": undone(subject(OTHER[shape]))}
 
 

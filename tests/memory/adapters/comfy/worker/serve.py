@@ -30,6 +30,7 @@ comfy.options.enable_args_parsing()
 import logging  # noqa: E402
 
 import comfy.sd  # noqa: E402
+import torch  # noqa: E402
 
 import nodes  # noqa: E402, F401  ComfyUI's
 
@@ -51,7 +52,8 @@ def load_pack() -> None:
 def answer(call: dict[str, object]) -> dict[str, object]:
     try:
         module = importlib.import_module(str(call["module"]))
-        return {"value": getattr(module, str(call["function"]))(**call["arguments"])}
+        with torch.inference_mode():  # as ComfyUI runs its nodes
+            return {"value": getattr(module, str(call["function"]))(**call["arguments"])}
     except Exception:  # noqa: BLE001  the caller learns of it, and the process lives on
         return {"error": traceback.format_exc()}
 

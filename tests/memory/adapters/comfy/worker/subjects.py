@@ -54,7 +54,6 @@ class Subject:
 
 
 @functools.cache
-@torch.inference_mode()
 def subject(name: str) -> Subject:
     """Loads a family; once in this process."""
     shape, folder = SHAPES[name], FOLDER / name
@@ -200,9 +199,8 @@ def stock(name: str, count: int, number: int) -> Picture:
     """What ComfyUI makes without Lowtide, everything resident."""
     one = subject(name)
     unload()
-    with torch.inference_mode():
-        model, clip = with_loras(name, one.model, one.clip, count, STRENGTHS[number])
-        made = picture(one.shape, model, clip, one.vae, number)
+    model, clip = with_loras(name, one.model, one.clip, count, STRENGTHS[number])
+    made = picture(one.shape, model, clip, one.vae, number)
     unload()
     return made
 
@@ -229,7 +227,6 @@ def _weights(patcher: Any) -> dict[str, torch.Tensor]:
     return {key: value.to("cpu", copy=True) for key, value in patcher.model.state_dict().items()}
 
 
-@torch.inference_mode()
 def changed(one: Subject) -> list[str]:
     """Names of weights that are not, bit by bit, what was loaded."""
     found = []
