@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lowtide.tests.hosts.comfyui import Installation, survey
 from lowtide.tests.memory.adapters.comfy.hosted import Hosted, hosted
 
-COUNT = int(os.environ.get("LOWTIDE_TEST_SEQUENCES", "16"))
+COUNT = int(os.environ.get("LOWTIDE_TEST_SEQUENCES", "12"))
 LENGTH = 12
 INSTALLATIONS, REFUSED = survey()
 
@@ -30,35 +30,48 @@ def _operation(name: str, **arguments: st.SearchStrategy[Any]) -> st.SearchStrat
 
 
 samples = _operation("sample", number=numbers)
+budgets = _operation(
+    "set_budget",
+    level=st.sampled_from(("none", "balanced", "aggressive")),
+    share=st.sampled_from((0.5, 0.8, 0.3, 1.2, None)),
+)
+loras = _operation(
+    "add_lora",
+    kind=st.integers(1, 5),
+    strength=st.sampled_from((1.0, 0.5)),
+    first=st.booleans(),
+)
+squeezes = _operation("squeeze", free=st.sampled_from((1290, 1255, 1240, 1150)))
 # The first are the simplest: what fails shrinks towards them.
 operations = st.one_of(
-    samples,
-    _operation(
-        "set_budget",
-        level=st.sampled_from(("none", "balanced", "aggressive")),
-        share=st.sampled_from((0.5, 0.8, 0.3, 1.2, None)),
-    ),
-    _operation(
-        "add_lora",
-        kind=st.integers(1, 5),
-        strength=st.sampled_from((1.0, 0.5)),
-        first=st.booleans(),
-    ),
-    samples,
+    budgets,
+    loras,
+    squeezes,
+    _operation("release"),
     _operation("remove_lora", index=st.integers(0, 3)),
     _operation("set_fp8", on=st.booleans()),
     _operation("clone"),
     _operation("unload"),
-    samples,
     _operation("original", number=numbers),
     _operation("other_loads"),
     _operation("other_samples", number=numbers),
-    _operation("squeeze", free=st.sampled_from((1300, 1240, 1150))),
-    _operation("release"),
     _operation("forget"),
 )
+# Most of what is done is looked at before the next thing is done.
+steps = st.tuples(
+    operations, st.lists(samples, min_size=0, max_size=1) | samples.map(lambda it: [it])
+)
 sequences = st.builds(
-    lambda drawn, last: [*drawn, last], st.lists(operations, max_size=LENGTH - 1), samples
+    lambda start, lora, drawn, last: [
+        start,
+        *lora,
+        *(one for first, then in drawn for one in (first, *then)),
+        last,
+    ],
+    budgets,
+    st.lists(loras, max_size=2),
+    st.lists(steps, min_size=2, max_size=LENGTH // 2),
+    samples,
 )
 
 
