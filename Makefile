@@ -11,12 +11,15 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench-sdxl bench-peers bench-float8 bench-vae clean
+.PHONY: help setup demo test test-fast test-matrix lint bench-sdxl bench-peers bench-float8 \
+  bench-vae bench-overhead clean
 
 help:
 	@echo "make demo         four levels on a small pipeline: table, chart and images in $(OUT)/"
 	@echo "make test         lint, types, every test (hosts too where a ComfyUI is found)"
 	@echo "make test-fast    the tests that need neither a ComfyUI nor a minute"
+	@echo "make test-matrix  every level with every budget in ComfyUI, and many more sequences"
+	@echo "make bench-overhead  what Optimize Pipeline costs at level none, in ComfyUI"
 	@echo "make bench-peers  the levels beside diffusers' own modes and other packages (about 5 minutes)"
 	@echo "make bench-vae    exact VAE tiling beside blended tiles, to 2048 px (hours on two cores, 8 GiB of RAM)"
 	@echo "make bench-sdxl   SDXL 1.0 at 1024 px, one step, four levels (about 13 minutes, 22 GiB of RAM)"
@@ -50,6 +53,13 @@ test: setup lint
 
 test-fast: setup
 	$(PYTEST) -m "not host and not slow"
+
+test-matrix: setup
+	LOWTIDE_TEST_MATRIX=full LOWTIDE_TEST_SEQUENCES=200 $(PYTEST) \
+	  tests/memory/adapters/comfy/test_matrix.py tests/memory/adapters/comfy/test_sequences.py
+
+bench-overhead: setup
+	$(PY) -m lowtide bench --overhead --simulate npu
 
 bench-peers: setup
 	$(PY) -m lowtide bench --model sdxl-small --peers --simulate cuda

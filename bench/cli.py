@@ -80,6 +80,12 @@ def _bench_arguments(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--works", default="decode,encode", help="with --vae: decode, encode (default: both)"
     )
+    bench.add_argument(
+        "--overhead",
+        action="store_true",
+        help="what Optimize Pipeline costs at level none, in every ComfyUI found",
+    )
+    bench.add_argument("--pairs", type=_positive, help="with --overhead: how often both run")
     bench.set_defaults(command=_bench)
 
 
@@ -131,6 +137,10 @@ def _bench(options: argparse.Namespace) -> int:
         return _float8(options)
     if options.vae is not None:
         return _bench_vae(options)
+    if options.overhead:
+        return _overhead(options)
+    if options.pairs is not None:
+        raise ConfigError("--pairs counts the prompts of --overhead; add it, or leave it out")
     model = model_of(options.model)
     size = options.size or model.size
     steps = options.steps or model.steps
@@ -208,6 +218,24 @@ def _bench_vae(options: argparse.Namespace) -> int:
         told=lambda line: print(line, file=sys.stderr, flush=True),
     )
     return _say(result, options)
+
+
+def _overhead(options: argparse.Namespace) -> int:
+    from . import overhead
+
+    if options.peers or options.chart is not None:
+        raise ConfigError("--overhead takes neither --peers nor --chart")
+    if options.json is not None:
+        _make_writable("--json", options.json)
+    place = places.choose(options.device, options.simulate, options.capacity)
+    result = overhead.bench_overhead(
+        place,
+        pairs=options.pairs or overhead.PAIRS,
+        size=options.size or overhead.SIZE,
+        steps=options.steps or overhead.STEPS,
+    )
+    _say(result, options)
+    return 1 if result.exceeded else 0
 
 
 def _say(result: Any, options: argparse.Namespace) -> int:

@@ -34,7 +34,7 @@ def cache_folder() -> Path:
     return folder
 
 
-def _digest(*sources: Path) -> str:
+def digest(*sources: Path) -> str:
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.read_bytes())
@@ -43,7 +43,7 @@ def _digest(*sources: Path) -> str:
 
 def checkpoint(installation: Installation, recipe: str) -> Checkpoint:
     """Recipe "small" (290 MiB), "small-kl" (with a full VAE), "wide", "full"; see the builder."""
-    stem = f"{recipe}-{_digest(BUILDER)}"
+    stem = f"{recipe}-{digest(BUILDER)}"
     folder = cache_folder()
     made = Checkpoint(folder / f"{stem}.safetensors", folder / f"{stem}-lora.safetensors")
     if made.file.exists() and made.lora.exists():
@@ -66,7 +66,7 @@ def checkpoint(installation: Installation, recipe: str) -> Checkpoint:
 
 def diffusers_folder(name: str) -> Path:
     """A synthetic pipeline such as "tiny-sd15", saved as diffusers saves it, fp16 safetensors."""
-    folder = cache_folder() / f"{name}-{_digest(*sorted(SYNTHETIC.glob('*.py')))}"
+    folder = cache_folder() / f"{name}-{digest(*sorted(SYNTHETIC.glob('*.py')))}"
     if not folder.exists():
         from lowtide.memory.adapters.synthetic import build
 

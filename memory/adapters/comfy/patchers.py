@@ -77,14 +77,14 @@ class Budgeted(Float8Patches):
             )
         model = self.model
         used = model.model_loaded_weight_memory
-        if used == 0 and not model.model_lowvram:
-            restore_cast_flags(model)
-        # With a limit of the model's size the core would keep some of it in reserve.
-        limit = limit_for(self, cap) if cap < self.model_size() else math.inf
         current = model.current_weight_patches_uuid
         same = current == self.patches_uuid and not force_patch_weights
         # Other weights than ours: the core unpatches, then adds what was resident to the memory.
         stale = current is not None and not same
+        if (used == 0 or stale) and not model.model_lowvram:
+            restore_cast_flags(model)
+        # With a limit of the model's size the core would keep some of it in reserve.
+        limit = limit_for(self, cap) if cap < self.model_size() else math.inf
         allowed = min(extra_memory + used, limit)
         settled = same and used > 0 and model.model_lowvram
         if not stale and (used > cap or (settled and allowed < getattr(model, _TARGET, 0))):

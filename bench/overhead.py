@@ -1,0 +1,187 @@
+"""What Optimize Pipeline costs at level none: prompts with it beside stock ComfyUI's.
+
+The timing itself runs inside ComfyUI (``tests/hosts/overhead.py``). Prompts take turns, and each is
+compared with the stock prompt beside it, so that a machine that slows down slows both. A third
+executor runs stock prompts too: how far stock is from itself is what the machine's noise makes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..memory.errors import DeviceError
+from . import table
+from .places import Place
+
+LIMIT = 0.01
+"""Most that a prompt may take longer, as a part of its time."""
+PAIRS = 60
+SIZE = 128
+STEPS = 4
+_TIMEOUT_SECONDS = 3600.0
+_CAPACITY = "4G"
+_KINDS = {"first": "first prompt", "again": "another seed"}
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """One kind of prompt in one ComfyUI; ratios are parts of the stock prompt's time.
+
+    Attributes:
+        seconds: median of the stock prompts.
+        added: median of what a prompt takes longer with Lowtide.
+        low, high: bounds of its 95% confidence interval.
+        noise: the same median for stock prompts against stock prompts.
+    """
+
+    version: str
+    kind: str
+    clock: str
+    pairs: int
+    seconds: float
+    added: float
+    low: float
+    high: float
+    noise: float
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the limit is passed for certain, and not by noise alone."""
+        return self.low > LIMIT
+
+
+@dataclass(frozen=True)
+class OverheadBench:
+    """All rows, and where they were measured."""
+
+    place: str
+    rows: list[Overhead]
+
+    @property
+    def exceeded(self) -> bool:
+        return any(row.exceeded for row in self.rows)
+
+    def text(self) -> str:
+        """A table and how to read it."""
+        headers = ("ComfyUI", "prompt", "stock", "Lowtide adds", "95% between", "stock to itself")
+        cells = [
+            (
+                row.version,
+                f"{row.kind}, {row.pairs} pairs",
+                f"{row.seconds * 1000:.0f} ms",
+                f"{_percent(row.added)} ({row.added * row.seconds * 1000:+.1f} ms)",
+                f"{_percent(row.low)} and {_percent(row.high)}",
+                _percent(row.noise),
+            )
+            for row in self.rows
+        ]
+        clock = self.rows[0].clock if self.rows else "wall-clock"
+        return (
+            f"Optimize Pipeline at level none beside stock ComfyUI, {clock} time on {self.place}, "
+            f"medians of pairs\n\n{table.render(headers, cells)}\n\n"
+            f"The limit is {LIMIT:.0%} of a prompt's time: "
+            f"{'passed' if self.exceeded else 'kept'}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"place": self.place, "limit": LIMIT, "rows": [asdict(row) for row in self.rows]}
+
+
+def bench_overhead(place: Place, *, pairs: int, size: int, steps: int) -> OverheadBench:
+    """Time prompts in every ComfyUI found.
+
+    Raises:
+        DeviceError: there is no ComfyUI, no checkout's test rig, or it failed there.
+    """
+    root = __package__.rpartition(".")[0]
+    try:
+        comfyui = import_module(f"{root}.tests.hosts.comfyui")
+        checkpoints = import_module(f"{root}.tests.hosts.checkpoints")
+    except ModuleNotFoundError as error:
+        raise DeviceError(
+            f"the overhead is measured by the source checkout's test rig ({error}); run "
+            f"`python -m lowtide` on a checkout"
+        ) from None
+    found, refused = comfyui.survey()
+    if not found:
+        raise DeviceError(
+            f"no ComfyUI found to measure in; set COMFYUI_PATH to its folder ({'; '.join(refused)})"
+        )
+    rows = []
+    for installation in found:
+        file = checkpoints.checkpoint(installation, "small").file
+        measured = _run(installation, place, file, pairs, size, steps)
+        rows += [
+            summary(installation.version, label, measured["clock"], measured[kind])
+            for kind, label in _KINDS.items()
+        ]
+    return OverheadBench(place.name, rows)
+
+
+def summary(version: str, kind: str, clock: str, rounds: Sequence[Mapping[str, float]]) -> Overhead:
+    """One row from rounds of ``stock``, ``lowtide`` and ``stock again`` seconds."""
+    added = [it["lowtide"] / it["stock"] - 1 for it in rounds]
+    noise = [it["stock again"] / it["stock"] - 1 for it in rounds]
+    low, high = interval(added)
+    return Overhead(
+        version,
+        kind,
+        clock,
+        len(rounds),
+        median(it["stock"] for it in rounds),
+        median(added),
+        low,
+        high,
+        median(noise),
+    )
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Bounds of a 95% confidence interval of the median, by ranks: no assumption on the noise."""
+    ordered = sorted(values)
+    reach = 0.98 * math.sqrt(len(ordered))
+    first = max(0, math.floor(len(ordered) / 2 - reach))
+    return ordered[first], ordered[-1 - first]
+
+
+def _run(
+    installation: Any, place: Place, file: Path, pairs: int, size: int, steps: int
+) -> dict[str, Any]:
+    tests = Path(__file__).resolve().parents[1] / "tests"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    if place.simulated is not None:
+        env["PYTHONPATH"] = str(tests / "accelerator" / "site")
+        env |= {"LOWTIDE_SIM": place.simulated.flavour, "LOWTIDE_SIM_CAPACITY": _CAPACITY}
+        # The accelerator may have to be compiled by that interpreter: ninja is in either venv.
+        tools = [installation.python.parent, Path(sys.executable).parent]
+        env["PATH"] = os.pathsep.join([*map(str, tools), env.get("PATH", "")])
+    command = [installation.python, tests / "hosts" / "overhead.py", installation.root]
+    command += [place.device.type, file, pairs, size, steps]
+    done = subprocess.run(
+        [str(part) for part in command],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_SECONDS,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        last = "\n".join(done.stderr.splitlines()[-5:])
+        raise DeviceError(f"ComfyUI {installation.version} did not run the prompts: {last}")
+    return json.loads(lines[-1])
+
+
+def _percent(part: float) -> str:
+    return f"{part:+.2%}"
