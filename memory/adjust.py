@@ -32,6 +32,7 @@ def adjust(
     config: Any,
     *,
     fp8_storage: str = AS_LEVEL,
+    keep_originals: str = AS_LEVEL,
     attention: str = AS_LEVEL,
     attention_slice_size: int = 0,
     forward_chunk_size: int = 0,
@@ -43,7 +44,7 @@ def adjust(
     """A copy of ``config`` with those settings, and what changed, as text.
 
     Args:
-        fp8_storage, vae_tiling: ``level``, ``on`` or ``off``.
+        fp8_storage, keep_originals, vae_tiling: ``level``, ``on`` or ``off``.
         attention, vae_tile_mode: ``level``, or what the configuration's field takes.
         attention_slice_size: heads at once.
         forward_chunk_size: tokens at once.
@@ -57,6 +58,7 @@ def adjust(
     before = check_config(config)
     asked: dict[str, Any] = {
         "fp8_storage": _switch("fp8_storage", fp8_storage),
+        "keep_originals": _switch("keep_originals", keep_originals),
         "attention": None if attention == AS_LEVEL else attention,
         "attention_slice_size": _number("attention_slice_size", attention_slice_size),
         "forward_chunk_size": _number("forward_chunk_size", forward_chunk_size),

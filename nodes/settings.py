@@ -40,6 +40,14 @@ class MemorySettings:
                         "own type: half the memory of 16 bits, a small change of the image.",
                     },
                 ),
+                "keep_originals": (
+                    ["level", "on", "off"],
+                    {
+                        "default": "level",
+                        "tooltip": "With FP8: off drops the original weights from RAM, for good: "
+                        "every node that uses the model gets FP8 until it is loaded again.",
+                    },
+                ),
                 "attention": (
                     ["level", *session.ATTENTION_KINDS],
                     {
@@ -113,6 +121,7 @@ class MemorySettings:
         self,
         config: Any,
         fp8_storage: str,
+        keep_originals: str,
         attention: str,
         attention_slice_size: int,
         forward_chunk_size: int,
@@ -124,6 +133,7 @@ class MemorySettings:
         return session.adjust(
             config,
             fp8_storage=fp8_storage,
+            keep_originals=keep_originals,
             attention=attention,
             attention_slice_size=attention_slice_size,
             forward_chunk_size=forward_chunk_size,

@@ -28,6 +28,7 @@ def test_inputs_and_outputs_are_those_of_saved_graphs() -> None:
     assert inputs(NAME) == {
         "config": "LOWTIDE_CONFIG",
         "fp8_storage": ["level", "on", "off"],
+        "keep_originals": ["level", "on", "off"],
         "attention": [
             "level",
             "auto",
@@ -60,6 +61,10 @@ def test_as_it_is_put_down_it_changes_nothing(level: str) -> None:
     [
         ({"fp8_storage": "on"}, {"fp8_storage": True}),
         ({"fp8_storage": "off"}, {"fp8_storage": False}),
+        (
+            {"fp8_storage": "on", "keep_originals": "off"},
+            {"fp8_storage": True, "keep_originals": False},
+        ),
         ({"attention": "split"}, {"attention": "split"}),
         (
             {"attention": "sliced", "attention_slice_size": 2},

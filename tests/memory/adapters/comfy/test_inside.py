@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ast
+import atexit
+import contextlib
 import json
 import os
+import select
+import signal
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -41,6 +46,11 @@ PLACES = {
     "turns": ("npu",),
 }
 
+SECONDS = 600
+"""Longest a file may take."""
+RUNNERS = 3
+"""Processes at once; each takes about half a gigabyte."""
+
 INSTALLATIONS, REFUSED = survey()
 
 
@@ -55,23 +65,72 @@ def _cases() -> list[tuple[str, str, str]]:
     return found
 
 
+class Runner:
+    """A process that has ComfyUI imported and runs one file of cases after the other."""
+
+    def __init__(self, installation: Installation, place: str) -> None:
+        env = dict(os.environ)
+        if place != "cpu":
+            env |= {"PYTHONPATH": str(SITE), "LOWTIDE_SIM": place, "LOWTIDE_SIM_CAPACITY": "4G"}
+        self.folder = tempfile.TemporaryDirectory(prefix="lowtide-inside-")
+        self.log = Path(self.folder.name) / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [installation.python, INSIDE / "run.py", installation.root, place],
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+
+    def run(self, file: str) -> dict[str, str]:
+        """The outcome of every case of a file, by name."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        outcomes = Path(self.folder.name) / f"{file}.json"
+        answer = ""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{INSIDE / file}.py {outcomes}\n")
+            self.process.stdin.flush()
+            if select.select([self.process.stdout], [], [], SECONDS)[0]:
+                answer = self.process.stdout.readline().strip()
+        if answer != "0":
+            end = self.log.read_text(encoding="utf-8", errors="replace")[-4000:]
+            raise RuntimeError(f"{file} did not run ({answer or 'no answer'}):\n{end}")
+        return json.loads(outcomes.read_text(encoding="utf-8"))
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.folder.cleanup()
+
+
+_runners: dict[tuple[Installation, str], Runner] = {}
+
+
+def _close_all() -> None:
+    for runner in _runners.values():
+        runner.close()
+    _runners.clear()
+
+
+atexit.register(_close_all)
+
+
 @cache
 def _results(installation: Installation, place: str, file: str) -> dict[str, str]:
-    env = dict(os.environ)
-    if place != "cpu":
-        env |= {"PYTHONPATH": str(SITE), "LOWTIDE_SIM": place, "LOWTIDE_SIM_CAPACITY": "4G"}
-    done = subprocess.run(
-        [installation.python, INSIDE / "run.py", installation.root, place, INSIDE / f"{file}.py"],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        raise RuntimeError(f"{file} did not run:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return json.loads(lines[-1])
+    key = (installation, place)
+    if key not in _runners:
+        if len(_runners) >= RUNNERS:
+            _close_all()
+        _runners[key] = Runner(*key)
+    try:
+        return _runners[key].run(file)
+    except RuntimeError:
+        _runners.pop(key).close()
+        raise
 
 
 @pytest.mark.host

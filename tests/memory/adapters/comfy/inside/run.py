@@ -1,22 +1,25 @@
-"""Runs the cases of one file inside a real ComfyUI and reports as JSON on the last line.
+"""Runs files of cases inside a real ComfyUI, each in a process of its own.
 
-    python run.py COMFYUI CPU-OR-ACCELERATOR CASES.py
+    python run.py COMFYUI CPU-OR-ACCELERATOR CASES.py     prints the outcomes as JSON
+    python run.py COMFYUI CPU-OR-ACCELERATOR              serves: reads "CASES.py OUTCOMES.json"
+                                                          lines, answers each with an exit code
 
 By ComfyUI's own interpreter. On the accelerator, PYTHONPATH and LOWTIDE_SIM bring the simulated
-one in. Each ``case_*`` function is one test; it fails by raising,
-and is skipped by raising ``unittest.SkipTest``.
+one in. ComfyUI is imported once; every file runs in a fork of that. Each ``case_*`` function is one
+test; it fails by raising, and is skipped by raising ``unittest.SkipTest``.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import traceback
 import unittest
 from pathlib import Path
 
-comfyui, where, cases = sys.argv[1:4]
+comfyui, where, *files = sys.argv[1:4]
 sys.argv = [sys.argv[0], *(["--cpu"] if where == "cpu" else [])]
 sys.path.insert(0, comfyui)
 
@@ -43,17 +46,44 @@ def load(name: str, path: Path, package: bool = False) -> object:
     return module
 
 
+def outcomes(cases: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, case in vars(load("cases", cases)).items():
+        if name.startswith("case_"):
+            try:
+                case()
+                found[name] = "passed"
+            except unittest.SkipTest as reason:
+                found[name] = f"skipped: {reason}"
+            except Exception:  # noqa: BLE001  a failing case must not hide the others
+                found[name] = traceback.format_exc()
+    return found
+
+
+def serve() -> None:
+    """Answers go to what was standard output; whatever the cases print goes to the log."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        cases, result = line.split()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                Path(result).write_text(json.dumps(outcomes(Path(cases))), encoding="utf-8")
+                code = 0
+            except BaseException:  # noqa: BLE001  a fork must not go on as its parent
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+
+
 load("lowtide", ROOT / "__init__.py", package=True)
 sys.path.insert(0, str(Path(__file__).parent))
-module = load("cases", Path(cases))
-results: dict[str, str] = {}
-for name, case in vars(module).items():
-    if name.startswith("case_"):
-        try:
-            case()
-            results[name] = "passed"
-        except unittest.SkipTest as reason:
-            results[name] = f"skipped: {reason}"
-        except Exception:  # noqa: BLE001  a failing case must not hide the others
-            results[name] = traceback.format_exc()
-print("\n" + json.dumps(results))
+if files:
+    print("\n" + json.dumps(outcomes(Path(files[0]))))
+else:
+    serve()
