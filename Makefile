@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 OUT ?= out
 # WORKERS: tests at once. One thread each: the threads of several would wait for each other.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadgroup
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-matrix lint bench-sdxl bench-peers bench-float8 \

@@ -38,28 +38,15 @@ class _PlainRoot:
         return None
 
 
-class _Groups:
-    """Lets one worker run what shares costly set-up: a file's tests, or those in one ComfyUI."""
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        for item in items:
-            params = item.callspec.params if hasattr(item, "callspec") else {}
-            boot = params.get("session_server") or [params.get("installation")]
-            parts = (
-                [*boot, params.get("file"), params.get("place")] if boot[0] else [item.path.stem]
-            )
-            name = "-".join(str(part) for part in parts if part is not None)
-            item.add_marker(pytest.mark.xdist_group(name))
-
-
 _register_checkout()
 
+from lowtide.tests import groups  # noqa: E402
 from lowtide.tests.accelerator.fixtures import *  # noqa: E402, F403
 from lowtide.tests.hosts import plugin as hosts_plugin  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_PlainRoot(), "lowtide-plain-root")
-    config.pluginmanager.register(_Groups(), "lowtide-groups")
+    if config.pluginmanager.hasplugin("xdist"):
+        config.pluginmanager.register(groups, "lowtide-groups")
     config.pluginmanager.register(hosts_plugin, "lowtide-hosts")
