@@ -184,7 +184,7 @@ class _Working:
     def _turn(self, job: Job) -> Turn:
         """The VAE's own estimates may be low; the plan of strips is not."""
         estimate = job.need if job.strips is not None else int(1.5 * job.need)
-        question = (self.work, self.shape, job.text())
+        question = (self.work, self.shape, job.need)
         return Turn(self.vae.patcher, question, "vae", "a smaller image", estimate)
 
     def __exit__(self, kind: object, *_: object) -> None:

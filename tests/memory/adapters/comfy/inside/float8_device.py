@@ -99,9 +99,9 @@ def case_ultra_streams_the_codes() -> None:
 
 def case_a_budget_too_small_for_a_decoded_layer_is_refused() -> None:
     clone, _ = optimized(half(), "none", fp8_storage=True)
-    from lowtide.memory.adapters.comfy.limits import streaming_bytes
+    from lowtide.memory.adapters.comfy.limits import least_bytes
 
-    least = streaming_bytes(clone)
+    least = least_bytes(clone)
     try:
         optimized(half(), "none", fp8_storage=True, budget_bytes=least)
     except BudgetError as error:

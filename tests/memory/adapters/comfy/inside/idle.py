@@ -16,7 +16,7 @@ from lowtide.memory.adapters.comfy.limits import streaming_bytes
 from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
 from lowtide.memory.adapters.comfy.vae import VaePlan, tiling
 from small import DEVICE, patcher, run, unload
-from vaes import IMAGE, LATENT, balanced, make
+from vaes import IMAGE, LATENT, balanced, make, small
 
 assert DEVICE.type == "npu", DEVICE
 CONFIG = {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 4}
@@ -192,8 +192,8 @@ def case_tiles_and_leaving_lower_the_peak() -> None:
     vae = make()
     whole = peak(vae)
     tiled = peak(tiling(vae, VaePlan(balanced(), True)))
-    smaller = peak(tiling(vae, VaePlan(balanced(vae_tile_size=64), True)))
-    assert smaller < tiled < 0.7 * whole, (smaller, tiled, whole)
+    less = peak(tiling(vae, VaePlan(small(), True)))
+    assert less < tiled < 0.7 * whole, (less, tiled, whole)
     clean()
 
 
