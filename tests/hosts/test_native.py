@@ -61,7 +61,7 @@ def test_level_none_gives_the_stock_image(outcomes: Outcomes):
     assert np.array_equal(outcomes["none"][0].images, outcomes["stock"][0].images)
 
 
-@pytest.mark.parametrize("level", LEVELS[1:])
+@pytest.mark.parametrize("level", ["balanced", "aggressive"])
 def test_a_tiny_vae_is_not_cut(outcomes: Outcomes, level: str):
     assert np.array_equal(outcomes[level][0].images, outcomes["stock"][0].images)
 

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.host
 SETTINGS = "92"
 DEFAULTS: dict[str, Any] = {
     "fp8_storage": "level",
+    "keep_originals": "level",
     "attention": "level",
     "attention_slice_size": 0,
     "forward_chunk_size": 0,
