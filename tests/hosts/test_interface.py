@@ -15,13 +15,19 @@ KINDS = ["auto", "pytorch", "xformers", "sub-quadratic", "split", "sliced"]
 # Node -> its inputs in order (a type, or a list of choices; "?" in front: optional), its outputs.
 TABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "LowtideMemoryLevelSelector": (
-        {"level": LEVELS, "budget_gb": "FLOAT", "cleanup": ["off", "pressure", "always"]},
+        {
+            "level": LEVELS,
+            "budget_gb": "FLOAT",
+            "cleanup": ["off", "pressure", "always"],
+            "?rescue": ["on", "off"],
+        },
         ["LOWTIDE_CONFIG", "STRING"],
     ),
     "LowtideMemorySettings": (
         {
             "config": "LOWTIDE_CONFIG",
             "fp8_storage": ["level", "on", "off"],
+            "keep_originals": ["level", "on", "off"],
             "attention": ["level", *KINDS],
             "attention_slice_size": "INT",
             "forward_chunk_size": "INT",
@@ -33,8 +39,14 @@ TABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["LOWTIDE_CONFIG", "STRING"],
     ),
     "LowtideOptimizePipeline": (
-        {"config": "LOWTIDE_CONFIG", "?model": "MODEL", "?clip": "CLIP", "?vae": "VAE"},
-        ["MODEL", "CLIP", "VAE", "STRING"],
+        {
+            "config": "LOWTIDE_CONFIG",
+            "?model": "MODEL",
+            "?clip": "CLIP",
+            "?vae": "VAE",
+            "?control_net": "CONTROL_NET",
+        },
+        ["MODEL", "CLIP", "VAE", "STRING", "CONTROL_NET"],
     ),
     "LowtideLoadDiffusersPipeline": (
         {"folder": ["tiny-sd15"], "dtype": ["auto", "bfloat16", "float16", "float32"]},

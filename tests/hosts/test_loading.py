@@ -21,6 +21,7 @@ NODES = {
     "LowtideGenerate",
     "LowtideLoadDiffusersPipeline",
     "LowtideMemoryLevelSelector",
+    "LowtideMemorySettings",
     "LowtideOptimizeDiffusersPipeline",
     "LowtideOptimizePipeline",
     "LowtideVRAMMonitor",

@@ -10,6 +10,7 @@ DynamicVRAM patchers place their weights themselves and are never hooked.
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,9 @@ from .float8_patcher import Float8Patches
 from .limits import limit_for, padding
 
 ATTACHMENT = "lowtide"
-_TARGET = "lowtide_target"
+_targets: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+"""What a shared model was last asked to keep on the device, in bytes."""
+
 _FLOOR = 0.1
 """The smallest load the core takes for "partly": it reads 0 as "everything"."""
 
@@ -87,10 +90,10 @@ class Budgeted(Float8Patches):
         limit = limit_for(self, cap) if cap < self.model_size() else math.inf
         allowed = min(extra_memory + used, limit)
         settled = same and used > 0 and model.model_lowvram
-        if not stale and (used > cap or (settled and allowed < getattr(model, _TARGET, 0))):
+        if not stale and (used > cap or (settled and allowed < _targets.get(model, 0))):
             self._repatch_and_shrink(used - cap)
             return 0
-        target = getattr(model, _TARGET, 0)
+        target = _targets.get(model, 0)
         if settled and target < allowed <= target + self.model_size() // WORTH:
             allowed = target
         elif settled and allowed > target:
@@ -99,7 +102,7 @@ class Budgeted(Float8Patches):
             self._repatch_and_shrink(used)
             used = model.model_loaded_weight_memory
         allowed = max(_FLOOR if stale else used + _FLOOR, allowed)
-        setattr(model, _TARGET, allowed)
+        _targets[model] = allowed
         super().partially_load(device_to, allowed - used, force_patch_weights=force_patch_weights)
         surplus = model.model_loaded_weight_memory - cap
         if surplus > 0 and model.model_lowvram:
@@ -222,9 +225,8 @@ def enforce(patcher: Any) -> None:
 
 
 def forget(model: Any) -> None:
-    """Remove what the mixin remembers on the shared model."""
-    if hasattr(model, _TARGET):
-        delattr(model, _TARGET)
+    """Remove what the mixin remembers of the shared model."""
+    _targets.pop(model, None)
 
 
 def restore_cast_flags(model: Any) -> int:

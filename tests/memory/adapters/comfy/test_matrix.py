@@ -15,6 +15,8 @@ SHARES = (0.10, 0.25, 0.50, 0.75, 1.00)
 LORAS = (0, 1, 5)
 PLACES = ("npu", "cuda", "cpu")
 MIB = 1 << 20
+PARTS = 6
+"""Text encoders, model and VAE are refused one by one, as their turn comes."""
 
 Setting = tuple[str, float | None]
 BARE: list[Setting] = [(level, None) for level in LEVELS]
@@ -92,17 +94,24 @@ def test_cell(
         refusal, named = outcome["refused"], outcome["named"]
         assert share is not None, refusal
         assert named is not None and named > outcome["budget"], refusal
-        # What the message rounded away, and a little more.
-        enough = int(named * 1.01) + MIB // 10
-        outcome = process.ask("matrix", "named", **cell, budget=enough)
-        assert "refused" not in outcome, f"{refusal}\nand then: {outcome['refused']}"
-        check_undone(outcome)
+        for _ in range(PARTS):
+            # What the message rounded away, and a little more.
+            enough = int(named * 1.01) + MIB // 10
+            outcome = process.ask("matrix", "named", **cell, budget=enough)
+            check_undone(outcome)
+            if "refused" not in outcome:
+                break
+            # Another part, or a longer prompt, needs more than the first one that was refused.
+            refusal = f"{refusal}\nand then: {outcome['refused']}"
+            assert outcome["named"] > enough, refusal
+            named = outcome["named"]
+        assert "refused" not in outcome, refusal
     check_pictures(outcome["prompts"])
     check_peaks(outcome["prompts"], outcome["budget"], place)
 
 
 @pytest.mark.parametrize("shape", FAMILIES)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", ["npu", "cuda"])
 def test_ultra_computes_with_other_weights_than_stock(
     installation: Installation, place: str, shape: str
 ) -> None:

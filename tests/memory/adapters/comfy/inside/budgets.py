@@ -9,7 +9,7 @@ import comfy.model_management as mm
 import torch
 from diffusion import cond, make, sample, unload, with_loras
 from lowtide.memory import backend
-from lowtide.memory.adapters.comfy import apply, measured, sampling
+from lowtide.memory.adapters.comfy import apply, measured, patchers, sampling
 from lowtide.memory.errors import BudgetError
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide_sim import current
@@ -77,7 +77,7 @@ def clean() -> None:
     measured.forget_all()
     now = MODEL.model.state_dict()
     assert all(torch.equal(BEFORE[name], now[name].cpu()) for name in BEFORE)
-    assert not hasattr(MODEL.model, "lowtide_target")
+    assert MODEL.model not in patchers._targets
     assert "memory_required" not in vars(MODEL.model)
 
 

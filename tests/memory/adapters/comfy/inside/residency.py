@@ -39,7 +39,7 @@ def capped(one, cap: int):
 def clean() -> None:
     unload()
     assert restored(BASE, BEFORE)
-    assert not hasattr(BASE.model, "lowtide_target")
+    assert BASE.model not in patchers._targets
 
 
 def case_residents_stay_under_the_cap() -> None:

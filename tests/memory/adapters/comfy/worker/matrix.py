@@ -18,6 +18,7 @@ from subjects import (
     changed,
     leftovers,
     picture,
+    singly,
     stock,
     subject,
     unload,
@@ -25,7 +26,7 @@ from subjects import (
 )
 
 PROMPTS = 3
-_fp8: dict[tuple[str, int, int], Picture] = {}
+_fp8: dict[tuple[str, int, int, bool], Picture] = {}
 
 
 def sizes(shape: str) -> dict[str, int]:
@@ -59,7 +60,8 @@ def run(one: Subject, level: str, budget: int | None, loras: int) -> list[dict[s
     """Three prompts: two on the same clones with other LoRA strengths, one with LoRAs first."""
     unload()
     name, found = one.shape.name, []
-    expected = [reference(one, level, loras, number) for number in range(PROMPTS)]
+    for number in range(PROMPTS):
+        reference(one, level, loras, number)  # made while nothing of ours is loaded
     config, _ = MemoryLevelSelector().run(level, (budget or 0) / GIB, "pressure")
     clones = OptimizePipeline().run(config, one.model, one.clip, one.vae)
     for number in range(PROMPTS):
@@ -74,11 +76,14 @@ def run(one: Subject, level: str, budget: int | None, loras: int) -> list[dict[s
         if handle is not None:
             handle.reset_peaks()
         made = picture(one.shape, model, clip, vae, number)
-        latent, image = made.differences(expected[number])
+        peak = None if handle is None else handle.peak_allocated
+        op = None if handle is None else handle.peak_op
+        latent, image = made.differences(reference(one, level, loras, number, made.apart))
         found.append(
             {
-                "peak": None if handle is None else handle.peak_allocated,
-                "op": None if handle is None else handle.peak_op,
+                "peak": peak,
+                "op": op,
+                "apart": made.apart,
                 "latent": latent,
                 "image": image,
             }
@@ -86,17 +91,18 @@ def run(one: Subject, level: str, budget: int | None, loras: int) -> list[dict[s
     return found
 
 
-def reference(one: Subject, level: str, loras: int, number: int) -> Picture:
+def reference(one: Subject, level: str, loras: int, number: int, apart: bool = False) -> Picture:
     """Stock ComfyUI's picture; where weights are FP8, that of FP8 without any cap or budget."""
     name = one.shape.name
     if level != "ultra":
-        return stock(name, loras, number)
-    key = (name, loras, number)
+        return stock(name, loras, number, apart)
+    key = (name, loras, number, apart)
     if key not in _fp8:
         unload()
         config = MemoryOptimizationConfig.from_level("none", fp8_storage=True)
         model, clip = with_loras(name, one.model, one.clip, loras, STRENGTHS[number])
         model, clip, vae = OptimizePipeline().run(config, model, clip, one.vae)[:3]
+        model = singly(model) if apart else model
         _fp8[key] = picture(one.shape, model, clip, vae, number)
         unload()
     return _fp8[key]

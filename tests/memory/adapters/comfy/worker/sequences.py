@@ -17,7 +17,7 @@ from lowtide.memory.errors import BudgetError
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.nodes.optimize import OptimizePipeline
 from matrix import undone
-from subjects import Picture, Subject, accelerator, picture, subject, unload, with_lora
+from subjects import Picture, Subject, accelerator, picture, singly, subject, unload, with_lora
 
 Loras = tuple[tuple[int, float], ...]
 OTHER = {"sd15": "flux", "flux": "sd15"}
@@ -102,14 +102,17 @@ class Player:
             handle.reset_peaks()
         vae = self.optimized[2]
         made = picture(self.one.shape, self.model, self.clip, vae, number)
-        found = compared(made, reference(self.one.shape.name, self.loras(), self.fp8, number))
+        peak = None if handle is None else handle.peak_allocated
+        resident = int(self.model.loaded_size())
+        expected = reference(self.one.shape.name, self.loras(), self.fp8, number, made.apart)
+        found = compared(made, expected)
         if self.loose():
             found["difference"] = None
         if handle is not None and self.budget is not None:
             found["budget"] = self.budget
-            found["resident"] = int(self.model.loaded_size())
+            found["resident"] = resident
             # What was held before the prompt began, under no budget, is not its doing.
-            found["peak"] = None if start > self.budget else handle.peak_allocated - held
+            found["peak"] = None if start > self.budget else peak - held
         return found
 
     def loose(self) -> bool:
@@ -163,7 +166,7 @@ def compared(made: Picture, expected: Picture) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=2048)
-def reference(name: str, loras: Loras, fp8: bool, number: int) -> Picture:
+def reference(name: str, loras: Loras, fp8: bool, number: int, apart: bool = False) -> Picture:
     """The picture of stock ComfyUI, or of FP8 without cap or budget, from an empty device."""
     one = subject(name)
     unload()
@@ -172,6 +175,7 @@ def reference(name: str, loras: Loras, fp8: bool, number: int) -> Picture:
     if fp8:
         config = MemoryOptimizationConfig.from_level("none", fp8_storage=True)
         model, clip, vae = OptimizePipeline().run(config, model, clip, vae)[:3]
+    model = singly(model) if apart else model
     made = picture(one.shape, model, clip, vae, number)
     unload()
     return made
@@ -219,7 +223,8 @@ class Rehearsal(Player):
         pass
 
     def sample(self, number: int) -> dict[str, Any]:
-        reference(self.one.shape.name, self.loras(), self.fp8, number)
+        for apart in (False, True):
+            reference(self.one.shape.name, self.loras(), self.fp8, number, apart)
         return {}
 
     def original(self, number: int) -> dict[str, Any]:

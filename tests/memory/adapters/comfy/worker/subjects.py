@@ -23,6 +23,9 @@ import comfy.model_management as mm
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.patcher_extension import WrappersMP
+from lowtide.memory.adapters.comfy import sampling
+from lowtide.memory.adapters.comfy.batching import batched
 from shapes import LORAS, SHAPES, VOCABULARY, Shape
 
 import nodes
@@ -150,10 +153,37 @@ class Picture:
 
     latent: torch.Tensor
     image: torch.Tensor
+    apart: bool = False
+    """Whether a budget made positive and negative prompt be computed one after the other."""
 
     def differences(self, other: Picture) -> tuple[float, float]:
         """Largest absolute difference of latents and of images; 0 only where equal bit by bit."""
         return _difference(self.latent, other.latent), _difference(self.image, other.image)
+
+
+_together: list[bool] = []
+"""Of each prediction under a budget, whether its conds were one batch."""
+
+
+def _noted(parts: Any, together: bool) -> Any:
+    _together.append(together)
+    return batched(parts, together)
+
+
+sampling.batched = _noted
+
+
+def singly(model: Any) -> Any:
+    """A clone that computes positive and negative prompt one after the other, as ComfyUI does
+    itself where memory is short; their last bits depend on it."""
+    clone = model.clone()
+
+    def alone(executor: Any, inner: Any, *args: Any, **kwargs: Any) -> Any:
+        with batched([inner.current_patcher], False):
+            return executor(inner, *args, **kwargs)
+
+    clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "apart", alone)
+    return clone
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -165,6 +195,7 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def picture(shape: Shape, model: Any, clip: Any, vae: Any, number: int, steps: int = 1) -> Picture:
     """One prompt through ComfyUI's own nodes; ``number`` chooses its text and its seed."""
+    _together.clear()
     positive, negative = conditioning(shape, clip, number)
     latent = {"samples": torch.zeros(1, shape.channels, EDGE, EDGE)}
     scheduler = "simple" if shape.name == "flux" else "normal"
@@ -173,7 +204,8 @@ def picture(shape: Shape, model: Any, clip: Any, vae: Any, number: int, steps: i
         model, 100 + number, steps, shape.cfg, sampler, scheduler, positive, negative, latent
     )
     (image,) = nodes.VAEDecode().decode(vae, sampled)
-    made = Picture(sampled["samples"].cpu().clone(), image.cpu().clone())
+    apart = bool(_together) and not _together[-1]
+    made = Picture(sampled["samples"].cpu().clone(), image.cpu().clone(), apart)
     assert made.latent.isfinite().all() and made.image.isfinite().all()
     return made
 
@@ -195,11 +227,12 @@ def conditioning(shape: Shape, clip: Any, number: int) -> tuple[Any, Any]:
 
 
 @functools.cache
-def stock(name: str, count: int, number: int) -> Picture:
+def stock(name: str, count: int, number: int, apart: bool = False) -> Picture:
     """What ComfyUI makes without Lowtide, everything resident."""
     one = subject(name)
     unload()
     model, clip = with_loras(name, one.model, one.clip, count, STRENGTHS[number])
+    model = singly(model) if apart else model
     made = picture(one.shape, model, clip, one.vae, number)
     unload()
     return made
