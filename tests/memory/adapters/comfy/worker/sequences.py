@@ -22,6 +22,8 @@ from subjects import Picture, Subject, accelerator, picture, singly, subject, un
 Loras = tuple[tuple[int, float], ...]
 OTHER = {"sd15": "flux", "flux": "sd15"}
 MIB = 1 << 20
+STRIPS = 4 / 255
+"""What a VAE that works in strips where memory is short may round otherwise, in half precision."""
 
 
 class Player:
@@ -106,6 +108,9 @@ class Player:
         resident = int(self.model.loaded_size())
         expected = reference(self.one.shape.name, self.loras(), self.fp8, number, made.apart)
         found = compared(made, expected)
+        latent, image = made.differences(expected)
+        if latent == 0.0 and image <= STRIPS and (self.level != "none" or self.budget is not None):
+            found["difference"] = 0.0
         if self.loose():
             found["difference"] = None
         if handle is not None and self.budget is not None:
