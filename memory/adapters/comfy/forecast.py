@@ -18,7 +18,9 @@ from .limits import leaves_of, streamed
 from .models import cast_buffers
 
 _MARGIN = 16
-"""Of a forecast, added to it: a batch is also put together and taken apart."""
+_ROUNDING = 256 << 10
+"""Added to a forecast, a part of it and bytes: a batch is also put together and taken apart, and
+the allocator rounds every block."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Forecast:
     def beside(self, count: int) -> int:
         """The peak beside the resident weights with ``count`` conds in one batch."""
         most = max((piece.scaled(self._base, count) for piece in self._pieces), default=0)
-        return most + most // _MARGIN + cast_buffers()
+        return most + most // _MARGIN + _ROUNDING + cast_buffers()
 
     def _begin(self, *_: Any) -> None:
         self._between()

@@ -169,7 +169,7 @@ class _Step:
         with Forecast(self.parts) as forecast:
             output, found = self._measure(predict, False, grow=False)
         all_at_once = forecast.beside(self.count)
-        if found.resident + all_at_once + SLACK > self.budget:
+        if found.resident + all_at_once > self.budget:
             logger.warning(
                 "positive and negative prompt are computed one after the other: together they "
                 "might need %s, more than the budget of %s. The image may differ in its last bits",
