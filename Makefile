@@ -8,6 +8,10 @@ STAMP := $(VENV)/.ready
 OUT ?= out
 # WORKERS: tests at once. One thread each: the threads of several would wait for each other.
 WORKERS ?= 2
+# What runs on both simulated devices: what asks the backend, or moves and counts bytes by it.
+BOTH_DEVICES = tests/accelerator tests/memory/strategies/test_group_offload.py \
+  $(addprefix tests/memory/test_,$(addsuffix .py,backend cleanup device evict handles highwater \
+  monitor optimizer peaks teardown trim))
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
 
 .DEFAULT_GOAL := help
@@ -48,7 +52,7 @@ lint: $(STAMP)
 test: setup lint
 	$(PYTEST) -m "not host and not slow"
 	$(PYTEST) -m "slow and not host"
-	LOWTIDE_SIM=cuda $(PYTEST) tests/accelerator tests/memory -m "not host and not slow"
+	LOWTIDE_SIM=cuda $(PYTEST) $(BOTH_DEVICES) -m "not host and not slow"
 	$(PYTEST) -m host
 
 test-fast: setup

@@ -67,15 +67,20 @@ class Measured:
 
     After the block ``peak`` is the most bytes allocated, ``resident`` the weights among them,
     ``beside`` the rest, and ``base`` what was there besides the weights when the block began.
-    All are ``None`` where the backend does not say.
+    ``afresh`` is what to expect of ``beside`` where the core has yet to make its streaming
+    buffers: while one grows, the smaller one is still there. All are ``None`` where the backend
+    does not say.
     """
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self.parts = parts
         self.peak: int | None = None
-        self.resident = self.beside = self.base = 0
+        self.resident = self.beside = self.base = self.afresh = 0
 
     def __enter__(self) -> Measured:
+        from .models import largest_cast_buffer
+
+        self._grown = largest_cast_buffer()
         device = backend.device_of(self.parts[0].load_device)
         self.window = None if backend.allocated(device) is None else PeakWindow(device)
         self.base = self.base_now()
@@ -93,6 +98,7 @@ class Measured:
             self.peak = self.window.close().allocated
         self.resident = _resident(self.parts)
         self.beside = max(0, (self.peak or 0) - self.resident)
+        self.afresh = self.beside + self._grown
 
 
 class Turn:
@@ -144,7 +150,7 @@ class Turn:
         self.patcher.lowtide_room = None
         if failed or found.peak is None:
             return
-        remember(self.patcher.model, self.question, Need(found.beside, found.resident))
+        remember(self.patcher.model, self.question, Need(found.afresh, found.resident))
         if found.peak <= budget:
             return
         if found.resident == 0 or not isinstance(self.patcher, Budgeted):

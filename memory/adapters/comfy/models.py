@@ -134,10 +134,19 @@ def drop_results_after_this_run(*, unload: bool) -> bool:
 
 def cast_buffers() -> int:
     """Bytes of the buffers on the device that newer cores keep for streaming."""
+    return sum(_cast_buffer_sizes())
+
+
+def largest_cast_buffer() -> int:
+    """Bytes of the largest of them, 0 where there is none yet."""
+    return max(_cast_buffer_sizes(), default=0)
+
+
+def _cast_buffer_sizes() -> list[int]:
     import comfy.model_management as mm
 
     kept = getattr(mm, "STREAM_CAST_BUFFERS", None) or {}
-    return sum(int(buffer.nbytes) for buffer in kept.values())
+    return [int(buffer.nbytes) for buffer in kept.values()]
 
 
 def _drop_cast_buffers() -> None:

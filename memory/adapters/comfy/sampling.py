@@ -22,7 +22,7 @@ from .budget import Measured, make_room, over, refuse
 from .forecast import Forecast
 from .limits import padding, streaming_bytes
 from .measured import SLACK, Need, recall, remember
-from .models import leave_device
+from .models import largest_cast_buffer, leave_device
 from .patchers import WORTH, Budgeted, enforce, is_dynamic, residency_of
 from .questions import active, controls_of, of_run, of_step
 
@@ -43,6 +43,8 @@ class Run:
     """Weights' room while nothing is measured."""
     beside: int = 0
     """The most measured so far beside the weights."""
+    afresh: int = 0
+    """The same for a run that has yet to make its streaming buffers."""
     resident: int | None = None
     """The fewest weights resident in a measurement."""
     together: dict[Hashable, bool] = field(default_factory=dict)
@@ -169,7 +171,7 @@ class _Step:
         with Forecast(self.parts) as forecast:
             output, found = self._measure(predict, False, grow=False)
         all_at_once = forecast.beside(self.count)
-        if found.resident + all_at_once > self.budget:
+        if found.resident + all_at_once + largest_cast_buffer() > self.budget:
             logger.warning(
                 "positive and negative prompt are computed one after the other: together they "
                 "might need %s, more than the budget of %s. The image may differ in its last bits",
@@ -198,7 +200,7 @@ class _Step:
             output = predict()
         if found.peak is None:
             return output, found
-        self._remember(together, Need(found.beside, found.resident))
+        self._remember(together, Need(found.afresh, found.resident))
         if found.peak > self.budget:
             several = together and self.count > 1
             if found.resident == 0 and not several:
@@ -217,9 +219,10 @@ class _Step:
         run = self.run
         run.grown.add(self.question)
         run.beside = max(run.beside, found.beside)
+        run.afresh = max(run.afresh, found.afresh)
         lowest = found.resident if run.resident is None else min(run.resident, found.resident)
         run.resident = lowest
-        remember(self.parts[0].model, run.question, Need(run.beside, lowest))
+        remember(self.parts[0].model, run.question, Need(run.afresh, lowest))
         room = self.budget - run.beside - SLACK
         self._place(room, grow=True)
         # What the allocator adds to the weights now on the device is known only here.

@@ -21,8 +21,8 @@ INSIDE = Path(__file__).parent / "inside"
 SITE = Path(__file__).resolve().parents[3] / "accelerator" / "site"
 PLACES = {
     "residency": ("cpu", "npu"),
-    "tiles": ("cpu", "npu"),
-    "strips": ("cpu", "npu"),
+    "tiles": ("npu",),
+    "strips": ("npu",),
     "vae_copies": ("cpu", "npu"),
     "video": ("npu",),
     "idle": ("npu",),
@@ -32,17 +32,17 @@ PLACES = {
     "between": ("npu",),
     "rescued": ("npu",),
     "pages": ("npu",),
-    "packs": ("cpu", "npu"),
-    "attending": ("cpu", "npu"),
-    "chunks": ("cpu", "npu"),
+    "packs": ("cpu",),
+    "attending": ("npu",),
+    "chunks": ("npu",),
     "feeding": ("cpu",),
     "float8": ("cpu", "npu"),
     "float8_device": ("npu",),
-    "float8_life": ("cpu", "npu"),
+    "float8_life": ("npu",),
     "float8_shapes": ("cpu",),
     "budgets": ("npu", "cuda"),
     "control": ("npu",),
-    "loras": ("cpu", "npu"),
+    "loras": ("npu",),
     "turns": ("npu",),
 }
 
