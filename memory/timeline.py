@@ -75,12 +75,14 @@ class Attempt:
         rung: what was done before it, by name.
         outcome: ``finished``, ``out of memory again``, or the name of another error.
         seconds: wall time of it all.
+        freed: bytes given back to the driver before the node ran again.
     """
 
     node: str
     rung: str
     outcome: str
     seconds: float
+    freed: int = 0
 
 
 @dataclass

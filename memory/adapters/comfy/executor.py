@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ... import backend
-from ...rescue import Rung
 from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Release, Timelines
 from . import between, rescue, visits
 from .graph import needed_patchers
@@ -78,7 +77,7 @@ def _wrap() -> bool:
 
     execution.PromptExecutor.add_message = add_message
     _state["original"] = original
-    rescue.install(_wants_rescue, _tried)
+    rescue.install(_wants_rescue, _policy, _tried)
     return True
 
 
@@ -226,12 +225,16 @@ def _wants_rescue() -> bool:
     return prompt is not None and prompt.rescue
 
 
-def _tried(node: str, rung: Rung, outcome: str, seconds: float) -> None:
+def _policy() -> str:
+    prompt: _Prompt | None = _state["prompt"]
+    return "always" if prompt is not None and prompt.always else "off"
+
+
+def _tried(attempt: Attempt) -> None:
     def note() -> None:
-        logger.warning("node %s: %s", node, rescue.describe(rung, outcome, seconds))
+        logger.warning("node %s: %s", attempt.node, rescue.describe(attempt))
         prompt: _Prompt | None = _state["prompt"]
         if prompt is not None and prompt.recorder is not None:
-            attempt = Attempt(node, rung.name, outcome, seconds)
             _timelines.add(prompt.recorder.timeline, attempt)
 
     _guarded(note)

@@ -3,7 +3,11 @@
 ``execution.get_output_data`` is what runs a node's function; it is wrapped while Lowtide follows
 the prompts, and passes everything through until an error comes out of it. An error's frames hold
 the tensors of the run that failed, on the device, until the prompt is over: they are dropped at
-once. Output nodes are never run twice: what they did to the world is done.
+once. Output nodes, and nodes that call a paid service, are never run twice: what they did to the
+world is done.
+
+Hazard: an error refers to the frames it came through, and a frame that keeps the error makes a
+cycle that holds the node's inputs until the collector comes. No frame here outlives its error.
 """
 
 from __future__ import annotations
@@ -17,28 +21,30 @@ from collections.abc import Callable
 from typing import Any
 
 from ... import backend
-from ...errors import LowtideError
 from ...frames import forget_locals
-from ...rescue import Rung, is_out_of_memory, ladder
+from ...rescue import TRIES, Rung, is_out_of_memory, ladder
+from ...timeline import Attempt
 from ...units import format_bytes
 from . import apply, between
 from .models import unload_all
-from .patchers import is_dynamic
+from .patchers import is_dynamic, residency_of
 
 logger = logging.getLogger("lowtide")
 
 Wanted = Callable[[], bool]
-Tell = Callable[[str, Rung, str, float], None]
+Policy = Callable[[], str]
+Tell = Callable[[Attempt], None]
 
 _state: dict[str, Any] = {"original": None}
 
 
-def install(wanted: Wanted, tell: Tell) -> None:
+def install(wanted: Wanted, policy: Policy, tell: Tell) -> None:
     """Wrap ComfyUI's function; idempotent.
 
     Args:
         wanted: whether the prompt that is running asks for rescue.
-        tell: is given the node, the rung, what came of it and the seconds it took.
+        policy: the running prompt's cleanup policy, for models that have none of their own.
+        tell: is given every attempt once it is over.
     """
     if _state["original"] is not None:
         return
@@ -52,6 +58,7 @@ def install(wanted: Wanted, tell: Tell) -> None:
 
     @functools.wraps(original)
     async def get_output_data(*args: Any, **kwargs: Any) -> Any:
+        failed: list[BaseException] = []
         try:
             return await original(*args, **kwargs)
         except BaseException as error:
@@ -59,9 +66,9 @@ def install(wanted: Wanted, tell: Tell) -> None:
             if not _can_run_again(error, call.arguments["obj"], wanted):
                 _let_go(error)
                 raise
-            first = error
+            failed.append(error)
         # Out of the handler: the frames of the failed run may go, and the tensors with them.
-        return await _again(original, call, first, tell)
+        return await _again(original, call, failed, policy, tell)
 
     execution.get_output_data = get_output_data
     _state["original"] = original
@@ -78,9 +85,10 @@ def uninstall() -> None:
 
 def _can_run_again(error: BaseException, node: Any, wanted: Wanted) -> bool:
     try:
-        return (
-            is_out_of_memory(error) and not getattr(node, "OUTPUT_NODE", False) and bool(wanted())
-        )
+        if not is_out_of_memory(error):
+            return False
+        acts = getattr(node, "OUTPUT_NODE", False) or getattr(node, "API_NODE", False)
+        return not acts and bool(wanted())
     except Exception:
         logger.exception("Lowtide could not look at a failed node")
         return False
@@ -95,58 +103,91 @@ def _let_go(error: BaseException) -> None:
 
 
 async def _again(
-    original: Any, call: inspect.BoundArguments, error: BaseException, tell: Tell
+    original: Any,
+    call: inspect.BoundArguments,
+    failed: list[BaseException],
+    policy: Policy,
+    tell: Tell,
 ) -> Any:
+    """Run the node again, a rung at a time; the last error comes out if none is enough."""
     node, inputs = str(call.arguments["unique_id"]), call.arguments["input_data_all"]
-    for rung in ladder():
+    for number, rung in enumerate(ladder(), 1):
         started = time.perf_counter()
-        changed = _prepared(rung, inputs, error)
+        changed = _changed(rung, inputs, policy)
         if changed is None:
             continue
-        logger.warning("node %s is out of memory; run again: %s", node, rung.does)
+        freed = _made_room(failed[0])
+        if freed is None:
+            break
+        logger.warning(
+            "node %s is out of memory; run again (try %d of at most %d): %s",
+            *(node, number, TRIES, rung.does),
+        )
         call.arguments["input_data_all"] = changed
+        outcome = "finished"
         try:
-            result = await original(*call.args, **call.kwargs)
+            return await original(*call.args, **call.kwargs)
         except BaseException as failure:
             if not is_out_of_memory(failure):
                 _let_go(failure)
-                tell(node, rung, f"{type(failure).__name__}", time.perf_counter() - started)
+                outcome = type(failure).__name__
+                failed.clear()
                 raise
-            error = failure
-            tell(node, rung, "out of memory again", time.perf_counter() - started)
-        else:
-            tell(node, rung, "finished", time.perf_counter() - started)
-            return result
-    _let_go(error)
-    raise error
+            failed[:] = [failure]
+            outcome = "out of memory again"
+        finally:
+            tell(Attempt(node, rung.name, outcome, time.perf_counter() - started, max(0, freed)))
+            if outcome == "finished":
+                failed.clear()
+    _let_go(failed[0])
+    raise failed.pop()
 
 
-def _prepared(rung: Rung, inputs: dict[str, Any], error: BaseException) -> dict[str, Any] | None:
-    """The inputs for one attempt, on an emptied device; ``None`` where the rung changes nothing."""
-    changed = inputs
-    if rung.config is not None:
-        try:
-            changed = {name: [_with(rung, it) for it in values] for name, values in inputs.items()}
-        except LowtideError as refusal:
-            logger.warning("Lowtide skips %r: %s", rung.name, refusal)
-            return None
-        if all(
-            one is other
-            for name, values in inputs.items()
-            for one, other in zip(values, changed[name], strict=True)
-        ):
-            return None
-    _let_go(error)
-    unload_all()
-    between.settle()
-    return changed
+def _changed(rung: Rung, inputs: dict[str, Any], policy: Policy) -> dict[str, Any] | None:
+    """The inputs for one attempt; ``None`` where the rung changes none of them."""
+    if rung.config is None:
+        return inputs
+    try:
+        changed = {
+            name: [_with(rung, it, policy) for it in values] for name, values in inputs.items()
+        }
+    except Exception as refusal:
+        # Whatever stands against one rung must not take the place of the node's own error.
+        logger.warning("Lowtide skips %r: %s", rung.name, refusal, exc_info=True)
+        return None
+    same = all(
+        one is other
+        for name, values in inputs.items()
+        for one, other in zip(values, changed[name], strict=True)
+    )
+    return None if same else changed
 
 
-def _with(rung: Rung, value: Any) -> Any:
+def _made_room(error: BaseException) -> int | None:
+    """Empty the device; the bytes given back to the driver. ``None`` if that failed."""
+    import comfy.model_management as mm
+
+    device = backend.device_of(mm.get_torch_device())
+    try:
+        before = backend.reserved(device) or 0
+        _let_go(error)
+        unload_all()
+        between.settle()
+        return before - (backend.reserved(device) or 0)
+    except Exception:
+        logger.exception("Lowtide could not empty the device for another try")
+        return None
+
+
+def _with(rung: Rung, value: Any, policy: Policy) -> Any:
     """A model, text encoder, VAE or guider under the rung's configuration; else the value."""
     config = rung.config
     assert config is not None
     entries: list[Any] = []
+    holder = getattr(value, "patcher", getattr(value, "model_patcher", value))
+    if hasattr(holder, "attachments"):
+        own = residency_of(holder)
+        config = config.replace(cleanup=policy() if own is None else own.cleanup)
     if hasattr(value, "first_stage_model") and hasattr(value, "latent_dim"):
         share = apply.divide(config, model=None, clip=None, vae=value)
         return apply.to_vae(config, share, value, entries)
@@ -172,13 +213,9 @@ def _model(config: Any, patcher: Any, entries: list[Any]) -> Any:
     return apply.to_model(config, share, patcher, entries)
 
 
-def describe(rung: Rung, outcome: str, seconds: float) -> str:
+def describe(attempt: Attempt) -> str:
     """One line about an attempt, for logs and receipts."""
-    import comfy.model_management as mm
-
-    device = backend.device_of(mm.get_torch_device())
-    held = backend.allocated(device)
     return (
-        f"{rung.name} ({rung.does}): {outcome} after {seconds:.1f} s, "
-        f"{format_bytes(held)} allocated now"
+        f"{attempt.rung}: {format_bytes(attempt.freed)} freed, "
+        f"{attempt.outcome} after {attempt.seconds:.1f} s"
     )

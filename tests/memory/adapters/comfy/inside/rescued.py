@@ -37,6 +37,10 @@ class Writes(Hungry):
     OUTPUT_NODE = True
 
 
+class Pays(Hungry):
+    API_NODE = True
+
+
 class Keep(Node):
     OUTPUT_NODE = True
 
@@ -45,7 +49,7 @@ class Keep(Node):
         return (mb,)
 
 
-for kind in (Hungry, Writes, Keep):
+for kind in (Hungry, Writes, Pays, Keep):
     nodes.NODE_CLASS_MAPPINGS[kind.__name__] = kind
 
 OOM = torch.OutOfMemoryError
@@ -158,6 +162,88 @@ def case_output_nodes_are_never_run_twice() -> None:
     assert prompt(one, node="Writes") == ["m", "h"] and not one.success
 
 
+def case_nodes_that_call_a_paid_service_are_never_run_twice() -> None:
+    fresh()
+    errors(1)
+    one = runner()
+    assert prompt(one, node="Pays") == ["m", "h"] and not one.success
+
+
+def case_a_rescue_leaves_no_cycle_that_holds_the_inputs() -> None:
+    import gc
+
+    for count in (1, 2):
+        fresh()
+        errors(count)
+        one = runner()
+        gc.collect()
+        gc.disable()
+        try:
+            prompt(one)
+            # Those that are held by nothing but themselves are in no cycle by now.
+            left = [it for it in gc.get_objects() if type(it) is OOM and it not in FAILS]
+            assert left == [], (count, left)
+        finally:
+            gc.enable()
+
+
+def case_what_goes_wrong_in_a_rescue_never_hides_the_nodes_error() -> None:
+    keep = rescue.unload_all, rescue._with
+
+    def broken(*args):
+        raise ValueError("of the rescue's own")
+
+    for name in ("unload_all", "_with"):
+        fresh()
+        errors(TRIES + 5)
+        setattr(rescue, name, broken)
+        one = runner()
+        try:
+            ran = prompt(one)
+        finally:
+            rescue.unload_all, rescue._with = keep
+        said = [data for event, data in one.status_messages if event == "execution_error"]
+        assert len(said) == 1 and "out of memory" in said[0]["exception_message"], said
+        # Without room no try is made; without a changed model only the first one is.
+        assert ran.count("h") == {"unload_all": 1, "_with": 2}[name], (name, ran)
+
+
+def case_a_rescued_model_follows_its_policy_all_the_same() -> None:
+    from lowtide.memory.adapters.comfy.patchers import Residency, marked
+
+    for policy, left in (("always", 0), ("off", MODELS[1].model_size())):
+        fresh()
+        MODELS[1] = marked(patcher(), Residency(cleanup=policy))
+        errors(3)
+        one = runner()
+        prompt(one)
+        assert one.success and attempts()[-1] == ("stream everything", "finished")
+        held = backend.allocated(GPU)
+        assert held == 0 if left == 0 else held >= 0, (policy, held)
+        if policy == "always":
+            assert not [it for it in prompts.mm.current_loaded_models if it.model is not None]
+
+
+def case_each_try_says_what_it_freed_and_how_many_there_can_be() -> None:
+    import logging
+
+    fresh()
+    errors(2)
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("lowtide")
+    logger.addHandler(handler)
+    try:
+        prompt(runner(), mb=40)
+    finally:
+        logger.removeHandler(handler)
+    assert any(f"try 1 of at most {TRIES}" in line for line in said), said
+    tries = executor.timelines()[-1]["attempts"]
+    assert all(it["freed"] >= 40 * prompts.MIB for it in tries), tries
+    assert any("40.0 MB freed" in line or "MB freed" in line for line in said), said
+
+
 def case_rescue_can_be_switched_off() -> None:
     fresh()
     errors(1)
@@ -183,6 +269,6 @@ def case_what_is_no_model_is_handed_on_as_it_is() -> None:
     for rung in ladder():
         if rung.config is not None:
             for value in ("text", 5, None, [1], {"samples": torch.zeros(1)}):
-                assert rescue._with(rung, value) is value
+                assert rescue._with(rung, value, lambda: "off") is value
     fresh()
     executor.uninstall()

@@ -48,7 +48,7 @@ def load(name: str, path: Path, package: bool = False) -> object:
 
 def outcomes(cases: Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    for name, case in vars(load("cases", cases)).items():
+    for name, case in list(vars(load("cases", cases)).items()):
         if name.startswith("case_"):
             try:
                 case()
