@@ -9,9 +9,13 @@ from typing import Any
 
 from .errors import ConfigError, TargetError
 from .levels import MemoryOptimizationConfig
+from .settings import check_known
 
 AS_LEVEL = "level"
 SWITCH = (AS_LEVEL, "on", "off")
+CLEANUPS = (
+    "after_load", "after_lora", "after_step", "after_unload", "on_exit", "cleanup_host",
+)  # fmt: skip
 
 
 def check_config(config: Any) -> MemoryOptimizationConfig:
@@ -40,6 +44,7 @@ def adjust(
     vae_tile_mode: str = AS_LEVEL,
     vae_tile_size: int = 0,
     vae_decode_chunk_size: int = 0,
+    **cleanups: str,
 ) -> tuple[MemoryOptimizationConfig, str]:
     """A copy of ``config`` with those settings, and what changed, as text.
 
@@ -50,6 +55,7 @@ def adjust(
         forward_chunk_size: tokens at once.
         vae_tile_size: edge in pixels.
         vae_decode_chunk_size: latents at once; also switches the decoding in parts on.
+        cleanups: the switches of cleanup, such as ``after_step``; as ``fp8_storage``.
 
     Raises:
         TargetError: ``config`` is no configuration.
@@ -67,6 +73,9 @@ def adjust(
         "vae_tile_size": _number("vae_tile_size", vae_tile_size),
         "vae_decode_chunk_size": _number("vae_decode_chunk_size", vae_decode_chunk_size),
     }
+    for name, value in cleanups.items():
+        check_known(name, CLEANUPS)
+        asked[name] = _switch(name, value)
     if asked["vae_decode_chunk_size"] is not None:
         asked["enable_vae_slicing"] = True
     changes = {name: value for name, value in asked.items() if value is not None}

@@ -128,6 +128,21 @@ def empty_cache(device: torch.device) -> None:
         module_of(device).empty_cache()
 
 
+def drop_workspaces(device: torch.device) -> bool:
+    """Let the matrix library's workspaces go, which are made anew when needed; False without any.
+
+    cuBLAS keeps 8 to 32 MB in torch's allocator from its first product on.
+
+    Hazard: nothing may be running, and a CUDA graph captured earlier must not be replayed. Only for
+    moments when models leave the device, which ends such graphs all the same.
+    """
+    drop = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if device.type != "cuda" or drop is None or not is_initialized(device):
+        return False
+    drop()
+    return True
+
+
 def empty_host_cache(device: torch.device) -> bool:
     """Give unused pinned host memory back to the system; False where nothing caches any.
 

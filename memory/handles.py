@@ -65,7 +65,9 @@ class LoadedPipeline:
         if optimizer is not None:
             optimizer.undo()
 
-    def release(self, device: Any = None, error: BaseException | None = None) -> Receipt:
+    def release(
+        self, device: Any = None, error: BaseException | None = None, *, host: bool = False
+    ) -> Receipt:
         """Leave nothing of the pipeline on the device; the next ``apply`` makes it ready again.
 
         Offload hooks stay: they move the weights back by themselves. What was placed to stay
@@ -73,7 +75,7 @@ class LoadedPipeline:
         """
         if self.optimizer is not None and self.optimizer.placed:
             self.undo()
-        return release(self.pipeline, device=device, error=error)
+        return release(self.pipeline, device=device, error=error, host=host)
 
     def settle(
         self, config: MemoryOptimizationConfig, device: Any, error: BaseException | None = None
@@ -83,7 +85,7 @@ class LoadedPipeline:
         A broken-off run leaves no more on the device than was there before it.
         """
         if cleanup_due(config, "on_exit", device):
-            return self.release(device, error)
+            return self.release(device, error, host=config.cleanup_host)
         if error is None:
             return None
         if self.optimizer is not None and not self.optimizer.placed:

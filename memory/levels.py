@@ -96,6 +96,9 @@ class MemoryOptimizationConfig:
         cleanup: ``off`` (the switches below rest), ``pressure`` (they act when memory is short),
             ``always``.
         after_load, after_lora, after_step, after_unload, on_exit: when a cleanup is due.
+        cleanup_host: a cleanup gives host memory back too: it trims the heap, drops pinned memory,
+            and has ComfyUI forget its cached results after the run, so that the next one loads
+            its models from disk again.
         budget_bytes: the most that may be allocated on the device at any moment.
         cpu_mode: only the denoiser runs on the device; text encoders, image encoders and the VAE
             compute on the CPU (slower, and equal up to the CPU's rounding). On a machine without
@@ -130,6 +133,7 @@ class MemoryOptimizationConfig:
     after_step: bool = False
     after_unload: bool = True
     on_exit: bool = True
+    cleanup_host: bool = False
     budget_bytes: int | None = None
     cpu_mode: bool = False
 

@@ -117,7 +117,7 @@ def optimize_native(
     config = check_config(config)
     from .adapters.comfy import apply, compatibility, executor
 
-    executor.follow_policy(config.cleanup if config.on_exit else "off")
+    executor.follow_policy(config)
     share = apply.divide(config, model=model, clip=clip, vae=vae, control_net=control_net)
     notes = compatibility.notes(compatibility.parts_of(model, clip, vae))
     entries: list[Any] = []

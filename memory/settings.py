@@ -119,6 +119,7 @@ _CHECKS: dict[str, _Check] = {
     "after_step": _flag,
     "after_unload": _flag,
     "on_exit": _flag,
+    "cleanup_host": _flag,
     "budget_bytes": _count(1, optional=True, unit=" of bytes"),
     "cpu_mode": _flag,
 }

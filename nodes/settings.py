@@ -11,6 +11,19 @@ if TYPE_CHECKING:
     from ..memory.levels import MemoryOptimizationConfig
 
 
+_SWITCH = ["level", "on", "off"]
+_CLEANUPS = {
+    "after_load": "Whether a cleanup is due when a node has loaded a model. Whether it happens is "
+    "the cleanup policy's: always, or under pressure when memory is short.",
+    "after_lora": "Whether a cleanup is due when a node has put a LoRA on a model.",
+    "after_step": "Whether a cleanup is due after each sampling step: some milliseconds a step.",
+    "after_unload": "Whether the caches are emptied when a model has left the device.",
+    "on_exit": "Whether models leave the device once no later node needs them, and after the run.",
+    "cleanup_host": "Whether a cleanup gives RAM back as well: ComfyUI forgets its cached results "
+    "after the run, so that the next one loads its models from disk again.",
+}
+
+
 class MemorySettings:
     """Changes single settings of a configuration; every widget starts as the level has it."""
 
@@ -114,7 +127,11 @@ class MemorySettings:
                         "the level has it, 1 saves most.",
                     },
                 ),
-            }
+            },
+            "optional": {
+                name: (_SWITCH, {"default": "level", "tooltip": text})
+                for name, text in _CLEANUPS.items()
+            },
         }
 
     def run(
@@ -129,6 +146,12 @@ class MemorySettings:
         vae_tile_mode: str,
         vae_tile_size: int,
         vae_decode_chunk_size: int,
+        after_load: str = "level",
+        after_lora: str = "level",
+        after_step: str = "level",
+        after_unload: str = "level",
+        on_exit: str = "level",
+        cleanup_host: str = "level",
     ) -> tuple[MemoryOptimizationConfig, str]:
         return session.adjust(
             config,
@@ -141,6 +164,12 @@ class MemorySettings:
             vae_tile_mode=vae_tile_mode,
             vae_tile_size=vae_tile_size,
             vae_decode_chunk_size=vae_decode_chunk_size,
+            after_load=after_load,
+            after_lora=after_lora,
+            after_step=after_step,
+            after_unload=after_unload,
+            on_exit=on_exit,
+            cleanup_host=cleanup_host,
         )
 
 

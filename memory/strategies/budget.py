@@ -35,7 +35,9 @@ LADDER = (
     OptimizationLevel.AGGRESSIVE,
     OptimizationLevel.ULTRA,
 )
-_KEPT = ("cleanup", "after_load", "after_lora", "after_step", "after_unload", "on_exit")
+_KEPT = (
+    "cleanup", "after_load", "after_lora", "after_step", "after_unload", "on_exit", "cleanup_host",
+)  # fmt: skip
 _DEFAULT_EDGE = 512
 
 

@@ -158,3 +158,15 @@ def test_the_pinned_cache_is_emptied_only_where_torch_has_one(accelerator, monke
     assert backend.empty_host_cache(accelerator.device) is has_one
     assert backend.empty_host_cache(CPU) is False
     assert emptied == [True] * has_one
+
+
+def test_workspaces_of_the_matrix_library_go_on_cuda_only(monkeypatch):
+    dropped = []
+    monkeypatch.setattr(backend, "is_initialized", lambda device: True)
+    monkeypatch.setattr(
+        torch._C, "_cuda_clearCublasWorkspaces", lambda: dropped.append(1), raising=False
+    )
+    assert backend.drop_workspaces(torch.device("cuda", 0)) and dropped == [1]
+    assert not backend.drop_workspaces(torch.device("npu", 0)) and dropped == [1]
+    monkeypatch.setattr(backend, "is_initialized", lambda device: False)
+    assert not backend.drop_workspaces(torch.device("cuda", 0)) and dropped == [1]

@@ -45,7 +45,17 @@ def test_inputs_and_outputs_are_those_of_saved_graphs() -> None:
         "vae_tile_size": "INT",
         "vae_decode_chunk_size": "INT",
     }
+    switches = ["after_load", "after_lora", "after_step", "after_unload", "on_exit", "cleanup_host"]
+    assert inputs(NAME, "optional") == {name: ["level", "on", "off"] for name in switches}
     assert node(NAME).RETURN_TYPES == ("LOWTIDE_CONFIG", "STRING")
+
+
+def test_each_moment_of_cleanup_has_a_switch() -> None:
+    for name in inputs(NAME, "optional"):
+        for said, expected in (("on", True), ("off", False)):
+            assert getattr(run(**{name: said})[0], name) is expected
+    with pytest.raises(ConfigError, match="`on_exit` is 'maybe'"):
+        run(on_exit="maybe")
 
 
 @pytest.mark.parametrize("level", LEVELS)

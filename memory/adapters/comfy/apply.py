@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from typing import Any
 
-from ...cleanup import MOMENTS
 from ...levels import MemoryOptimizationConfig
 from ...strategies.base import Applied, Skipped
 from ...units import format_bytes
@@ -153,12 +152,6 @@ def account_for_the_rest(config: MemoryOptimizationConfig, entries: Entries) -> 
     entries += [Skipped(name, "all", why) for asked, name, why in wanted if asked]
     if config.fp8_storage:
         entries += [Skipped(float8.NAME, part, _DENOISER) for part in ("text encoder", "vae")]
-    usual = MemoryOptimizationConfig()
-    moments = [name for name in MOMENTS if name != "on_exit"]
-    changed = [name for name in moments if getattr(config, name) != getattr(usual, name)]
-    if changed:
-        why = "ComfyUI's models are cleaned up after a run only, by on_exit"
-        entries.append(Skipped(", ".join(changed), "all", why))
 
 
 def _unplug() -> None:

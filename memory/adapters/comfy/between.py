@@ -2,26 +2,42 @@
 
 A model that no later node of the prompt needs leaves at once under ``always``, and under
 ``pressure`` once the device is short of memory. One that is still needed stays: moving it twice
-would cost more than it frees, and ComfyUI itself makes room for what comes next.
+would cost more than it frees, and ComfyUI itself makes room for what comes next. In a prompt with
+``always`` that holds for models no Lowtide node was given, too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable
 from typing import Any
 
 from ... import backend
-from ...cleanup import PRESSURE_SHARE
+from ...cleanup import PRESSURE_SHARE, cleanup_due
+from ...levels import MemoryOptimizationConfig
 from ...timeline import Release
-from .models import empty_caches, leave_device
+from ...trim import trim_host
+from .models import (
+    drop_cast_buffers,
+    drop_results_after_this_run,
+    empty_caches,
+    leave_device,
+)
 from .patchers import residency_of
 
 Note = Callable[[Release], None]
 
 
-def after_node(node: str, needed: Callable[[], list[Any] | None], note: Note) -> None:
+def after_node(
+    node: str,
+    needed: Callable[[], list[Any] | None],
+    note: Note,
+    *,
+    always: bool = False,
+    config: MemoryOptimizationConfig | None = None,
+) -> None:
     """Take off the device what its policy no longer keeps there.
 
     Args:
@@ -29,8 +45,10 @@ def after_node(node: str, needed: Callable[[], list[Any] | None], note: Note) ->
         needed: gives the patchers that later nodes need, ``None`` if that can't be known (then
             all stay). Called only when a loaded model has a policy that may act.
         note: is told of every model that left.
+        always: models without a policy of their own leave too.
+        config: whose ``after_unload`` says whether the caches are emptied then.
     """
-    candidates = [patcher for patcher in _on_device() if _acts(patcher)]
+    candidates = [patcher for patcher in _on_device() if _acts(patcher, always)]
     if not candidates:
         return
     later = needed()
@@ -41,21 +59,50 @@ def after_node(node: str, needed: Callable[[], list[Any] | None], note: Note) ->
         if not any(patcher.is_clone(other) for other in later):
             note(_leave(patcher, node, "no later node needs it"))
             left = True
-    if left:
+    if left and (config is None or config.after_unload):
         empty_caches()
 
 
-def after_run(note: Note, *, always: bool) -> None:
+def after_run(note: Note, *, always: bool, config: MemoryOptimizationConfig | None = None) -> None:
     """The end of a prompt: models leave by their policy.
 
     With ``always`` the caches are emptied too, and garbage that still holds device memory is
-    collected, as far as any is left.
+    collected, as far as any is left; by choice of ``config`` the host's memory goes as well.
     """
+    left = False
     for patcher in _on_device():
-        if _acts(patcher):
+        if _acts(patcher, always):
             note(_leave(patcher, None, "the run is over"))
+            left = True
     if always:
         settle()
+    elif left:
+        empty_caches()
+    if config is not None and config.cleanup_host and (always or left):
+        drop_results_after_this_run(unload=True)
+        trim_host()
+
+
+def at(moment: str, node: str, config: MemoryOptimizationConfig, note: Note) -> None:
+    """Collect young garbage and empty the caches, if ``config`` says so for this moment."""
+    import comfy.model_management as mm
+
+    device = backend.device_of(mm.get_torch_device())
+    if not cleanup_due(config, moment, device):
+        return
+    started, before = time.perf_counter(), backend.reserved(device) or 0
+    gc.collect(1)
+    if moment == "after_step":
+        # Hazard: the core's streaming buffers carry state from one step to the next.
+        backend.empty_cache(device)
+    else:
+        empty_caches()
+    if config.cleanup_host:
+        trim_host()
+    freed = before - (backend.reserved(device) or 0)
+    if freed > 0:
+        seconds = time.perf_counter() - started
+        note(Release(node, "caches and garbage", freed, seconds, moment.replace("_", " ")))
 
 
 def settle() -> None:
@@ -63,6 +110,10 @@ def settle() -> None:
     import comfy.model_management as mm
 
     device = backend.device_of(mm.get_torch_device())
+    with contextlib.suppress(RuntimeError):  # an earlier failure, which its own node reports
+        backend.synchronize(device)
+    drop_cast_buffers()
+    backend.drop_workspaces(device)
     for generation in (1, 2):
         if _untracked(device) <= 0:
             break
@@ -93,10 +144,11 @@ def _on_device() -> list[Any]:
     ]
 
 
-def _acts(patcher: Any) -> bool:
+def _acts(patcher: Any, always: bool) -> bool:
+    """Whether a model may leave now: by its own policy, or else by that of the prompt."""
     residency = residency_of(patcher)
     if residency is None:
-        return False
+        return always
     return residency.cleanup == "always" or (
         residency.cleanup == "pressure" and is_short(patcher.load_device)
     )

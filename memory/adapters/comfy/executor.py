@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ... import backend
+from ...levels import MemoryOptimizationConfig
 from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Release, Timelines
-from . import between, rescue, visits
-from .graph import needed_patchers
+from . import asked, between, rescue, visits
+from .graph import moment_of, needed_patchers
 from .spans import Recorder
 
 logger = logging.getLogger("lowtide")
@@ -39,14 +40,15 @@ class _Prompt:
     done: set[str] = field(default_factory=set)
     """Nodes whose outputs are known: cached when the prompt began, or finished since."""
     ran: set[str] = field(default_factory=set)
+    config: MemoryOptimizationConfig = field(default_factory=MemoryOptimizationConfig)
+    """The strongest cleanup policy its nodes asked for so far."""
     always: bool = False
-    """Whether a model of this prompt has the policy ``always``."""
+    """Whether they, or a model of this prompt, have the policy ``always``."""
     rescue: bool = False
 
 
 _state: dict[str, Any] = {"original": None, "prompt": None}
 _timelines = Timelines()
-_SELECTOR = "LowtideMemoryLevelSelector"
 
 
 def install() -> None:
@@ -108,14 +110,14 @@ def revisit(node_id: str, class_type: str, action: visits.Action) -> None:
         prompt.ran.add(node_id)
 
 
-def follow_policy(policy: str) -> None:
-    """A model of the running prompt has this cleanup policy."""
-    if policy == "off":
+def follow_policy(config: MemoryOptimizationConfig) -> None:
+    """A node of the running prompt applies this configuration: its cleanups are due from now on."""
+    if config.cleanup == "off":
         return
     install()
-    prompt = _state["prompt"]
-    if prompt is not None and policy == "always":
-        prompt.always = True
+    prompt: _Prompt | None = _state["prompt"]
+    if prompt is not None:
+        _ask(prompt, asked.stronger(prompt.config, config))
 
 
 def timelines() -> list[dict[str, Any]]:
@@ -152,7 +154,7 @@ def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
             return
         prompt.always = prompt.always or between.any_has_policy("always")
         try:
-            between.after_run(_noting(prompt), always=prompt.always)
+            between.after_run(_noting(prompt), always=prompt.always, config=prompt.config)
         finally:
             _end(prompt, _ENDS[event], data.get("node_id"))
 
@@ -198,8 +200,14 @@ def _follow(executor: Any, cached: tuple[str, ...]) -> None:
     device = backend.device_of(mm.get_torch_device())
     prompt.recorder = Recorder(_timelines, prompt.registry.prompt_id, device, graph, cached)
     prompt.always = between.any_has_policy("always")
-    prompt.rescue = _asks_for_rescue(graph)
+    prompt.rescue = asked.rescue(graph)
+    _ask(prompt, asked.cleanup(graph))
     _state["prompt"] = prompt
+
+
+def _ask(prompt: _Prompt, config: MemoryOptimizationConfig) -> None:
+    prompt.config = config
+    prompt.always = prompt.always or (config.cleanup == "always" and config.on_exit)
 
 
 def _follow_running() -> None:
@@ -208,16 +216,6 @@ def _follow_running() -> None:
     nodes = get_progress_state().nodes.values()
     if any(node["state"] == NodeState.Running for node in nodes):
         _follow(None, ())
-
-
-def _asks_for_rescue(graph: Any) -> bool:
-    """Whether a Memory Level Selector of the graph says so; one that is not asked says yes."""
-    inputs = [
-        node["inputs"]
-        for node in map(graph.get_node, graph.all_node_ids())
-        if node["class_type"] == _SELECTOR
-    ]
-    return bool(inputs) and all(found.get("rescue", "on") != "off" for found in inputs)
 
 
 def _wants_rescue() -> bool:
@@ -250,8 +248,11 @@ def _started(node: str) -> None:
 
 def _stepped(node: str) -> None:
     prompt: _Prompt | None = _state["prompt"]
-    if prompt is not None and prompt.recorder is not None:
+    if prompt is None:
+        return
+    if prompt.recorder is not None:
         prompt.recorder.step(node)
+    between.at("after_step", node, prompt.config, _noting(prompt))
 
 
 def _finished(node: str, prompt_id: str) -> None:
@@ -266,14 +267,26 @@ def _finished(node: str, prompt_id: str) -> None:
         prompt.recorder.finish(node)
     prompt.always = prompt.always or between.any_has_policy("always")
     if prompt.executor is not None:
-        between.after_node(node, lambda: _needed(prompt), _noting(prompt))
+        _clean_after(node, prompt)
 
 
-def _needed(prompt: _Prompt) -> list[Any] | None:
-    caches = prompt.executor.caches
-    return needed_patchers(
-        prompt.registry.dynprompt, prompt.done, lambda node: visits.outputs_of(caches, node)
+def _clean_after(node: str, prompt: _Prompt) -> None:
+    graph, caches, config = prompt.registry.dynprompt, prompt.executor.caches, prompt.config
+
+    def outputs(one: str) -> list[Any] | None:
+        return visits.outputs_of(caches, one)
+
+    note = _noting(prompt)
+    between.after_node(
+        node,
+        lambda: needed_patchers(graph, prompt.done, outputs),
+        note,
+        always=prompt.always,
+        config=config,
     )
+    moment = None if config.cleanup == "off" else moment_of(graph, node, outputs)
+    if moment is not None:
+        between.at(moment, node, config, note)
 
 
 def _noting(prompt: _Prompt) -> between.Note:

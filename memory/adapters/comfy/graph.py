@@ -8,15 +8,20 @@ moved twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+Outputs = Callable[[str], "list[Any] | None"]
 
 _DEPTH = 4
 """How far containers are searched: a conditioning holds its ControlNet three levels down."""
 
 
 def pending_nodes(graph: Any, done: set[str]) -> set[str]:
-    """Nodes of the prompt that lead to an output and are not in ``done``."""
+    """Nodes of the prompt that lead to an output and are not in ``done``.
+
+    What a pending node made of itself counts with it: only its results are linked to an output.
+    """
     import nodes
 
     todo = [
@@ -24,6 +29,11 @@ def pending_nodes(graph: Any, done: set[str]) -> set[str]:
         for node in graph.all_node_ids()
         if getattr(_class(nodes, graph, node), "OUTPUT_NODE", False)
     ]
+    made: dict[str, list[str]] = {}
+    for node in graph.all_node_ids():
+        parent = graph.get_parent_node_id(node)
+        if parent is not None:
+            made.setdefault(parent, []).append(node)
     found: set[str] = set()
     while todo:
         node = todo.pop()
@@ -31,11 +41,14 @@ def pending_nodes(graph: Any, done: set[str]) -> set[str]:
             continue
         found.add(node)
         todo += [source for source, _ in _links(graph, node)]
+        todo += made.get(node, ())
     return found
 
 
-def needed_patchers(graph: Any, done: set[str], outputs: Any) -> list[Any]:
-    """Patchers of models that reach a pending node from one that has run.
+def needed_patchers(graph: Any, done: set[str], outputs: Outputs) -> list[Any] | None:
+    """Patchers of models that reach a pending node: from one that has run, or as its own input.
+
+    ``None`` if a pending node's input is in no cache, so that what it needs is not known.
 
     Args:
         graph: ComfyUI's ``DynamicPrompt``.
@@ -49,9 +62,35 @@ def needed_patchers(graph: Any, done: set[str], outputs: Any) -> list[Any]:
             if source not in done:
                 continue
             values = outputs(source)
-            if values is not None and socket < len(values):
+            if values is None:
+                return None
+            if socket < len(values):
                 found += patchers_in(values[socket])
+        for value in graph.get_node(node)["inputs"].values():
+            found += patchers_in(value)  # given by the node that made it
     return found
+
+
+def moment_of(graph: Any, node: str, outputs: Outputs) -> str | None:
+    """Which moment of cleanup the end of ``node`` is: ``after_load`` where it made a model of none,
+    ``after_lora`` where it put patches on one; ``None`` where it did neither.
+    """
+    made = [it for values in outputs(node) or () for it in patchers_in(values)]
+    if not made:
+        return None
+    given = [
+        it
+        for source, socket in _links(graph, node)
+        for it in patchers_in((outputs(source) or [])[socket : socket + 1])
+    ]
+    moment = None
+    for one in made:
+        like = [other for other in given if one.is_clone(other)]
+        if not like:
+            return "after_load"
+        if all(one.patches_uuid != other.patches_uuid for other in like):
+            moment = "after_lora"
+    return moment
 
 
 def patchers_in(value: Any, depth: int = _DEPTH) -> Iterator[Any]:

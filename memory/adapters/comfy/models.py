@@ -51,7 +51,7 @@ def leave_device(patcher: Any) -> None:
     ]
     if len(keep) < len(mm.current_loaded_models):
         mm.free_memory(_EVERYTHING, patcher.load_device, keep)
-        _drop_cast_buffers()
+        drop_cast_buffers()
 
 
 def unload(patcher: Any) -> None:
@@ -64,7 +64,7 @@ def unload(patcher: Any) -> None:
             mm.current_loaded_models[:] = [e for e in mm.current_loaded_models if e is not entry]
     if patcher.model.current_weight_patches_uuid is not None:
         patcher.detach()  # the clone that loaded it is gone
-    _drop_cast_buffers()
+    drop_cast_buffers()
 
 
 def unload_others(patcher: Any) -> None:
@@ -107,7 +107,7 @@ def empty_caches() -> None:
     """Return what the core and torch's allocator hold without using it."""
     import comfy.model_management as mm
 
-    _drop_cast_buffers()
+    drop_cast_buffers()
     mm.soft_empty_cache()
 
 
@@ -132,6 +132,15 @@ def drop_results_after_this_run(*, unload: bool) -> bool:
     return True
 
 
+def drop_cast_buffers() -> None:
+    """Each stream may keep a buffer as large as the largest weight it streamed."""
+    import comfy.model_management as mm
+
+    reset = getattr(mm, "reset_cast_buffers", None)
+    if reset is not None:
+        reset()
+
+
 def cast_buffers() -> int:
     """Bytes of the buffers on the device that newer cores keep for streaming."""
     return sum(_cast_buffer_sizes())
@@ -147,15 +156,6 @@ def _cast_buffer_sizes() -> list[int]:
 
     kept = getattr(mm, "STREAM_CAST_BUFFERS", None) or {}
     return [int(buffer.nbytes) for buffer in kept.values()]
-
-
-def _drop_cast_buffers() -> None:
-    """Each stream may keep a buffer as large as the largest weight it streamed."""
-    import comfy.model_management as mm
-
-    reset = getattr(mm, "reset_cast_buffers", None)
-    if reset is not None:
-        reset()
 
 
 def _patchers() -> list[Any]:

@@ -7,7 +7,7 @@ import inspect
 import comfy.model_management as mm
 import execution
 import torch
-from small import DEVICE, load
+from small import DEVICE, load, lora
 
 import nodes
 
@@ -142,14 +142,64 @@ class LowtideMemoryLevelSelector(Node):
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"mb": ("INT", {}), "rescue": ("STRING", {})}}
+        texts = {"rescue": ("STRING", {}), "cleanup": ("STRING", {})}
+        return {"required": {"mb": ("INT", {})}, "optional": texts}
 
-    def run(self, mb, rescue):
+    def run(self, mb, **texts):
         return (mb,)
+
+
+class LowtideMemorySettings(Node):
+    """Stands in for the real one, as above."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        from lowtide.memory.adjust import CLEANUPS
+
+        texts = {name: ("STRING", {}) for name in CLEANUPS}
+        return {"required": {"mb": ("INT", {})}, "optional": texts}
+
+    def run(self, mb, **texts):
+        return (mb,)
+
+
+class Lora(Node):
+    """A clone of its model with a LoRA."""
+
+    def work(self, mb, a, b):
+        return (lora(a),)
+
+
+class Unfolds(Node):
+    """Makes a loader and two nodes that use its model, one after the other, and a look between."""
+
+    def work(self, mb, a, b):
+        from comfy_execution.graph_utils import GraphBuilder
+
+        graph = GraphBuilder()
+        model = graph.node("Loader", mb=mb)
+        one = graph.node("Use", mb=1, a=model.out(0))
+        see = graph.node("Leave", mb=1, a=one.out(0))
+        two = graph.node("Use", mb=1, a=model.out(0), b=see.out(0))
+        return {"result": (two.out(0),), "expand": graph.finalize()}
+
+
+class Gives(Node):
+    """Hands its nodes a model itself, in place of a link to one."""
+
+    def work(self, mb, a, b):
+        from comfy_execution.graph_utils import GraphBuilder
+
+        graph = GraphBuilder()
+        one = graph.node("Use", mb=1, a=MODELS[mb])
+        see = graph.node("Leave", mb=1, a=one.out(0))
+        two = graph.node("Use", mb=1, a=MODELS[mb], b=see.out(0))
+        return {"result": (two.out(0),), "expand": graph.finalize()}
 
 
 for kind in (
     Node, Loader, Use, Steps, Leave, Fails, Stops, Expands, Lazy, LowtideMemoryLevelSelector,
+    LowtideMemorySettings, Lora, Unfolds, Gives,
 ):  # fmt: skip
     nodes.NODE_CLASS_MAPPINGS[kind.__name__] = kind
 
