@@ -59,6 +59,8 @@ class Receipt:
         trimmed: the call that trimmed the host's heap, if one did.
         errors: what failed; everything else was done all the same.
         holders: who holds what is left on the device, where that was looked for.
+        host_holders: who is known to hold host memory: the host program's cached results and the
+            models in them, pinned memory. Not all of it: the rest of the process has no names.
     """
 
     device: str
@@ -71,6 +73,7 @@ class Receipt:
     trimmed: str | None
     errors: tuple[str, ...]
     holders: tuple[Holder, ...] = ()
+    host_holders: tuple[Holder, ...] = ()
 
     @property
     def freed(self) -> int | None:
@@ -108,5 +111,6 @@ class Receipt:
             f"  host: {format_bytes(self.before.host_rss)} held, "
             f"{format_bytes(self.after.host_rss)} now{trimmed}"
         )
+        lines += [f"    kept by {it.owner}: {format_bytes(it.held)}" for it in self.host_holders]
         lines += [f"  failed: {error}" for error in self.errors]
         return "\n".join(lines)

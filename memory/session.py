@@ -158,15 +158,18 @@ def monitor(node_id: str | None = None) -> tuple[str, dict[str, Any]]:
     return read()
 
 
-def reread(_inputs: dict[str, Any]) -> str:
-    """The monitor's text, for a run that finds the node cached."""
-    return monitor()[0]
+def reread(_inputs: dict[str, Any]) -> dict[str, list[Any]]:
+    """What the monitor shows, for a run that finds the node cached."""
+    return {"text": [monitor()[0]]}
 
 
-def force_cleanup(target: str, node_id: str | None = None) -> str:
-    """Give back memory now, by ``target`` (vram, ram, both); the receipt as text.
+def force_cleanup(
+    target: str, node_id: str | None = None, keep: str = ""
+) -> tuple[str, dict[str, Any]]:
+    """Give back memory now, by ``target`` (vram, ram, both); its receipt as text and JSON.
 
-    Inside ComfyUI the cleanup is repeated on every later run that finds ``node_id`` cached.
+    Models named in ``keep``, between commas, stay where they are. Inside ComfyUI the cleanup is
+    repeated on every later run that finds ``node_id`` cached.
 
     Raises:
         ConfigError: an unknown target.
@@ -180,13 +183,18 @@ def force_cleanup(target: str, node_id: str | None = None) -> str:
         from .adapters.comfy import executor
 
         executor.revisit(node_id, "LowtideForceCleanup", repeat_cleanup)
-    return teardown(vram=target != "ram", ram=target != "vram").text()
+    names = [name.strip() for name in keep.split(",") if name.strip()]
+    receipt = teardown(vram=target != "ram", ram=target != "vram", keep=names)
+    return receipt.text(), receipt.to_dict()
 
 
-def repeat_cleanup(inputs: dict[str, Any]) -> str:
-    """The cleanup of a cached node, with the inputs its graph has now."""
-    target = inputs.get("target", "vram")
-    return force_cleanup(target if target in CLEANUP_TARGETS else "vram")
+def repeat_cleanup(inputs: dict[str, Any]) -> dict[str, list[Any]]:
+    """The cleanup of a cached node, with the inputs its graph has now; what the node shows."""
+    target, keep = inputs.get("target", "vram"), inputs.get("keep", "")
+    text, receipt = force_cleanup(
+        target if target in CLEANUP_TARGETS else "vram", keep=keep if isinstance(keep, str) else ""
+    )
+    return {"text": [text], "receipt": [receipt]}
 
 
 def _detect() -> DeviceSnapshot:

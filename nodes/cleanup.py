@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..memory import session
-from .types import ANY, CATEGORY
+from .types import ANY, CATEGORY, FIGURES
 
 
 class ForceCleanup:
@@ -19,9 +19,13 @@ class ForceCleanup:
     DESCRIPTION = "Releases memory between two nodes, on every run, and says what it released."
     FUNCTION = "run"
     OUTPUT_NODE = True
-    RETURN_TYPES = (ANY, "STRING")
-    RETURN_NAMES = ("anything", "text")
-    OUTPUT_TOOLTIPS = ("The input, unchanged.", "The receipt: before, after, by owner.")
+    RETURN_TYPES = (ANY, "STRING", FIGURES)
+    RETURN_NAMES = ("anything", "text", "receipt")
+    OUTPUT_TOOLTIPS = (
+        "The input, unchanged.",
+        "The receipt: before, after, by owner.",
+        "The receipt in bytes: before, after, by owner, what is left and who holds it.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -38,6 +42,16 @@ class ForceCleanup:
                     },
                 ),
             },
+            "optional": {
+                "keep": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Models that stay where they are, by the names VRAM Monitor "
+                        "shows, between commas. ComfyUI's cached results stay with them.",
+                    },
+                ),
+            },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
@@ -46,9 +60,12 @@ class ForceCleanup:
         session.begin_to_follow()
         return True
 
-    def run(self, anything: Any, target: str, unique_id: str | None = None) -> dict[str, Any]:
-        text = session.force_cleanup(target, unique_id)
-        return {"ui": {"text": [text]}, "result": (anything, text)}
+    def run(
+        self, anything: Any, target: str, keep: str = "", unique_id: str | None = None
+    ) -> dict[str, Any]:
+        text, receipt = session.force_cleanup(target, unique_id, keep)
+        shown = {"text": [text], "receipt": [receipt]}
+        return {"ui": shown, "result": (anything, text, receipt)}
 
 
 NODE_CLASS_MAPPINGS = {"LowtideForceCleanup": ForceCleanup}

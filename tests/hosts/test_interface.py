@@ -78,8 +78,8 @@ TABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "LowtideVRAMMonitor": ({"anything": "*"}, ["*", "STRING", "LOWTIDE_FIGURES"]),
     "LowtideForceCleanup": (
-        {"anything": "*", "target": ["vram", "ram", "both"]},
-        ["*", "STRING"],
+        {"anything": "*", "target": ["vram", "ram", "both"], "?keep": "STRING"},
+        ["*", "STRING", "LOWTIDE_FIGURES"],
     ),
 }
 

@@ -125,22 +125,23 @@ def test_the_monitor_reads_now(accelerator: Any) -> None:
     text, figures = session.monitor("7")
     more = torch.zeros(5 * MIB, dtype=torch.uint8, device=accelerator.device)
     assert session.monitor()[1]["allocated"] == figures["allocated"] + more.nbytes
-    assert session.reread({}).splitlines()[0] == text.splitlines()[0]
+    assert session.reread({})["text"][0].splitlines()[0] == text.splitlines()[0]
 
 
 @pytest.mark.parametrize("target", ["vram", "ram", "both"])
 def test_a_cleanup_is_told_what_to_clean(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
-    asked: list[dict[str, bool]] = []
+    asked: list[dict[str, object]] = []
     module = ModuleType("lowtide.memory.teardown")
 
-    def teardown(**what: bool) -> SimpleNamespace:
+    def teardown(**what: object) -> SimpleNamespace:
         asked.append(what)
-        return SimpleNamespace(text=lambda: "done")
+        return SimpleNamespace(text=lambda: "done", to_dict=lambda: {"freed": 1})
 
     module.teardown = teardown  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lowtide.memory.teardown", module)
-    assert session.force_cleanup(target) == "done"
-    assert asked == [{"vram": target != "ram", "ram": target != "vram"}]
+    assert session.force_cleanup(target, keep=" Flux, sdxl ,") == ("done", {"freed": 1})
+    where = {"vram": target != "ram", "ram": target != "vram"}
+    assert asked == [{**where, "keep": ["Flux", "sdxl"]}]
 
 
 def test_an_unknown_target_lists_the_choices() -> None:
@@ -152,6 +153,8 @@ def test_a_repeated_cleanup_takes_the_graphs_target_or_the_usual_one(accelerator
     base = held(accelerator)
     for target in ("ram", ["3", 0], None):
         torch.zeros(MIB, device=accelerator.device)
-        text = session.repeat_cleanup({} if target is None else {"target": target})
+        shown = session.repeat_cleanup({} if target is None else {"target": target})
+        text = shown["text"][0]
+        assert shown["receipt"][0]["freed"] >= 0
         assert accelerator.reserved == base[1]
         assert ("heap trimmed" in text) == (target == "ram")

@@ -113,3 +113,14 @@ def test_what_somebody_still_holds_is_named(accelerator: Any) -> None:
     assert [(it.owner, it.held) for it in receipt.holders] == [(f"{__name__}.LEAK", 2 * MIB)]
     assert f"still held by {__name__}.LEAK: 2.0 MB" in receipt.text()
     assert teardown(vram=True, ram=False).holders == ()
+
+
+def test_kept_pipelines_stay_and_unknown_names_are_said(accelerator: Any) -> None:
+    one = LoadedPipeline(used(), "mine")
+    one.pipeline.to(accelerator.device)
+    on_device = one.on_device(accelerator.device)
+    receipt = teardown(vram=True, ram=False, keep=["MINE", "other"])
+    assert one.on_device(accelerator.device) == on_device > 0
+    assert receipt.errors == ("keep: no loaded model is called 'other'; there are: mine",)
+    assert teardown(vram=True, ram=False).errors == ()
+    assert one.on_device(accelerator.device) == 0

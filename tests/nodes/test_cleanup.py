@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ def test_inputs_and_outputs_are_those_of_saved_graphs() -> None:
     check_conventions(NAME, "Lowtide Force Cleanup")
     assert inputs(NAME) == {"anything": "*", "target": ["vram", "ram", "both"]}
     assert node(NAME).INPUT_TYPES()["required"]["target"][1]["default"] == "vram"
-    assert node(NAME).RETURN_TYPES == ("*", "STRING")
+    assert inputs(NAME, "optional") == {"keep": "STRING"}
+    assert node(NAME).RETURN_TYPES == ("*", "STRING", "LOWTIDE_FIGURES")
     assert node(NAME).INPUT_TYPES()["hidden"] == {"unique_id": "UNIQUE_ID"}
 
 
@@ -35,9 +37,10 @@ def test_it_passes_anything_through_and_cleans_up(accelerator: Any, target: str)
     assert accelerator.reserved > base[1]
     thing = object()
     answer = node(NAME)().run(thing, target)
-    passed, text = answer["result"]
+    passed, text, receipt = answer["result"]
     assert passed is thing
-    assert answer["ui"] == {"text": [text]}
+    assert answer["ui"] == {"text": [text], "receipt": [receipt]}
+    assert receipt["freed"] >= 16 * MIB and json.dumps(receipt)
     assert accelerator.reserved == base[1]
     assert text.startswith(f"Released on {accelerator.device}")
     assert "allocator cache" in text

@@ -9,6 +9,7 @@ thread that runs all prompts.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +19,11 @@ from ...levels import MemoryOptimizationConfig
 from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Release, Timelines
 from . import asked, between, rescue, visits
 from .graph import moment_of, needed_patchers
+from .listening import listen
 from .spans import Recorder
 
 logger = logging.getLogger("lowtide")
 
-_HANDLER = "lowtide"
 _ENDS = {
     "execution_success": DONE,
     "execution_error": FAILED,
@@ -47,7 +48,7 @@ class _Prompt:
     rescue: bool = False
 
 
-_state: dict[str, Any] = {"original": None, "prompt": None}
+_state: dict[str, Any] = {"original": None, "prompt": None, "executor": lambda: None}
 _timelines = Timelines()
 
 
@@ -93,6 +94,7 @@ def uninstall() -> None:
     prompt, _state["prompt"] = _state["prompt"], None
     if prompt is not None and prompt.recorder is not None:
         prompt.recorder.end(INTERRUPTED)
+    _state["executor"] = lambda: None
     rescue.uninstall()
     visits.forget()
     _timelines.clear()
@@ -118,6 +120,12 @@ def follow_policy(config: MemoryOptimizationConfig) -> None:
     prompt: _Prompt | None = _state["prompt"]
     if prompt is not None:
         _ask(prompt, asked.stronger(prompt.config, config))
+
+
+def caches() -> Any:
+    """ComfyUI's caches of the prompt that runs, or ran last; ``None`` where none was followed."""
+    found = _state["executor"]()
+    return None if found is None else found.caches
 
 
 def timelines() -> list[dict[str, Any]]:
@@ -147,6 +155,7 @@ def _guarded(step: Callable[[], object]) -> None:
 
 def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
     if event == "execution_cached":
+        _state["executor"] = weakref.ref(executor)
         _follow(executor, tuple(data.get("nodes", ())))
     elif event in _ENDS:
         prompt, _state["prompt"] = _state["prompt"], None
@@ -171,31 +180,12 @@ def _end(prompt: _Prompt, status: str, node: str | None) -> None:
 def _follow(executor: Any, cached: tuple[str, ...]) -> None:
     """Register a handler with the prompt ComfyUI has just begun."""
     import comfy.model_management as mm
-    from comfy_execution.progress import ProgressHandler, add_progress_handler
-
-    class Handler(ProgressHandler):
-        """Passes on what the prompt's nodes do; knows its prompt by the module's state only."""
-
-        def __init__(self) -> None:
-            super().__init__(_HANDLER)
-
-        def set_registry(self, registry: Any) -> None:
-            prompt.registry = registry
-
-        def start_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
-            _guarded(lambda: _started(node_id))
-
-        def update_handler(self, node_id: str, *args: Any, **kwargs: Any) -> None:
-            _guarded(lambda: _stepped(node_id))
-
-        def finish_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
-            _guarded(lambda: _finished(node_id, prompt_id))
 
     before = _state["prompt"]
     if before is not None and before.recorder is not None:
         before.recorder.end(INTERRUPTED)
     prompt = _Prompt(executor, done=set(cached))
-    add_progress_handler(Handler())
+    prompt.registry = listen(_guarded, _started, _stepped, _finished)
     graph = prompt.registry.dynprompt
     device = backend.device_of(mm.get_torch_device())
     prompt.recorder = Recorder(_timelines, prompt.registry.prompt_id, device, graph, cached)

@@ -79,16 +79,21 @@ def unload_others(patcher: Any) -> None:
     mm.free_memory(_EVERYTHING, patcher.load_device, keep)
 
 
-def unload_all() -> None:
-    """Take every model off every device ComfyUI has one on.
+def unload_all(keep: frozenset[str] = frozenset()) -> None:
+    """Take every model off every device ComfyUI has one on, but those named, in lower case.
 
     By the devices of the models themselves: the core's list of devices is empty where a CUDA
     build of torch runs on another accelerator, and its own ``unload_all_models`` does nothing.
     """
     import comfy.model_management as mm
 
+    kept = [
+        entry
+        for entry in mm.current_loaded_models
+        if entry.model is not None and type(entry.model.model).__name__.casefold() in keep
+    ]
     for device in list({entry.device: None for entry in mm.current_loaded_models}):
-        mm.free_memory(_EVERYTHING, device)
+        mm.free_memory(_EVERYTHING, device, kept)
     mm.cleanup_models()
 
 
@@ -139,6 +144,22 @@ def drop_cast_buffers() -> None:
     reset = getattr(mm, "reset_cast_buffers", None)
     if reset is not None:
         reset()
+
+
+def weights_on_device() -> list[Any]:
+    """Tensors of the models ComfyUI counts as loaded, wherever they are."""
+    return [
+        tensor
+        for patcher in _patchers()
+        for tensor in (*patcher.model.parameters(), *patcher.model.buffers())
+    ]
+
+
+def pinned_bytes() -> int:
+    """Bytes of host memory newer cores have pinned for the device to copy from."""
+    import comfy.model_management as mm
+
+    return int(getattr(mm, "TOTAL_PINNED_MEMORY", 0))
 
 
 def cast_buffers() -> int:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-Action = Callable[[dict[str, Any]], str]
-"""What to do when a node is found cached: from its inputs to the text it should show."""
+Shown = dict[str, list[Any]]
+"""What a node shows, as its ``ui``."""
+
+Action = Callable[[dict[str, Any]], Shown]
+"""What to do when a node is found cached: from its inputs to what it should show."""
 
 _actions: dict[str, Action] = {}
 
@@ -26,7 +29,7 @@ def forget() -> None:
 
 
 def visit(executor: Any, registry: Any, node: str, prompt_id: str) -> None:
-    """Do the cached node's action, if its class has one, and show the text it gives."""
+    """Do the cached node's action, if its class has one, and show what it gives."""
     found = registry.dynprompt.get_node(node)
     action = _actions.get(found["class_type"])
     if action is None:
@@ -48,19 +51,19 @@ def _is_link(value: Any) -> bool:
     return isinstance(value, list)
 
 
-def _show(executor: Any, registry: Any, node: str, prompt_id: str, text: str) -> None:
-    """Replace the text the cache kept for the node, and send it to whoever watches."""
+def _show(executor: Any, registry: Any, node: str, prompt_id: str, shown: Shown) -> None:
+    """Replace what the cache kept for the node to show, and send it to whoever watches."""
     if executor is None:
         return
     entry = _cached_ui(executor.caches, node)
     if entry is not None:
-        entry["text"] = [text]
+        entry.update(shown)
     server = executor.server
     if server.client_id is not None:
         message = {
             "node": node,
             "display_node": registry.dynprompt.get_display_node_id(node),
-            "output": entry if entry is not None else {"text": [text]},
+            "output": entry if entry is not None else shown,
             "prompt_id": prompt_id,
         }
         server.send_sync("executed", message, server.client_id)

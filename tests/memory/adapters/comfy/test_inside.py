@@ -31,6 +31,7 @@ PLACES = {
     "spans": ("npu",),
     "between": ("npu",),
     "rescued": ("npu",),
+    "receipts": ("npu",),
     "pages": ("npu",),
     "packs": ("cpu",),
     "attending": ("npu",),

@@ -100,7 +100,7 @@ class Server:
 
 def visit(inputs: dict[str, object]) -> str:
     LOG.append(("visit", inputs.get("target")))
-    return "again"
+    return {"text": ["again"]}
 
 
 def kinds() -> list[object]:
