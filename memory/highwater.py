@@ -7,6 +7,7 @@ Peaks shorter than the time between two samples can be missed.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,22 +20,31 @@ SAMPLE_SECONDS = 0.1
 
 @dataclass
 class HighWater:
-    """Highest readings in bytes since it was opened; ``device`` is ``None`` where unknown."""
+    """Highest readings in bytes since it was opened; ``device`` is ``None`` where unknown, and
+    ``pages`` where nobody counts them."""
 
     device: int | None = None
     host: int = 0
+    pages: int | None = None
 
-    def _raise_to(self, device: int | None, host: int) -> None:
+    def _raise_to(self, device: int | None, host: int, pages: int | None) -> None:
         if device is not None:
             self.device = device if self.device is None else max(self.device, device)
+        if pages is not None:
+            self.pages = pages if self.pages is None else max(self.pages, pages)
         self.host = max(self.host, host)
 
 
 class Sampler:
-    """Samples one device while marks are open; its thread ends with :meth:`stop`."""
+    """Samples one device while marks are open; its thread ends with :meth:`stop`.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        pages: gives the bytes a host keeps on the device outside of torch; called from the thread.
+    """
+
+    def __init__(self, device: torch.device, pages: Callable[[], int] | None = None) -> None:
         self._device = device
+        self._pages = pages
         self._lock = threading.Lock()
         self._open: list[HighWater] = []
         self._end = threading.Event()
@@ -67,9 +77,10 @@ class Sampler:
 
     def _sample(self) -> None:
         device, host = _device_use(self._device), process_rss()
+        pages = None if self._pages is None else self._pages()
         with self._lock:
             for mark in self._open:
-                mark._raise_to(device, host)
+                mark._raise_to(device, host, pages)
 
 
 def _device_use(device: torch.device) -> int | None:

@@ -30,6 +30,8 @@ class NodeSpan:
         device_peak: highest use of the whole device by everyone, sampled.
         host_peak: highest RSS of the process, sampled.
         steps: peak allocated of each sampling step, in their order.
+        to_device, from_device: bytes of models' weights moved, streamed ones at each use.
+        pages_peak: most of the host's own pages of weights, which torch does not count; sampled.
     """
 
     node: str
@@ -45,6 +47,9 @@ class NodeSpan:
     host_peak: int | None
     status: str
     steps: tuple[int, ...] = ()
+    to_device: int | None = None
+    from_device: int | None = None
+    pages_peak: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,9 @@ class RunTimeline:
     peak_reserved: int | None = None
     device_peak: int | None = None
     host_peak: int | None = None
+    pages_peak: int | None = None
+    to_device: int | None = None
+    from_device: int | None = None
     after_allocated: int | None = None
     after_reserved: int | None = None
     cached: tuple[str, ...] = ()

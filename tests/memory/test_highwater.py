@@ -64,3 +64,19 @@ def test_a_device_nobody_used_is_not_woken(accelerator, monkeypatch):
         assert sampler.open().device is None
     finally:
         sampler.stop()
+
+
+def test_pages_outside_of_torch_are_sampled_where_somebody_counts_them(accelerator):
+    held = [3]
+    sampler = Sampler(accelerator.device, lambda: held[0])
+    try:
+        mark = sampler.open()
+        held[0] = 9
+        sampler.close(sampler.open())
+        held[0] = 1
+        assert sampler.close(mark).pages == 9
+    finally:
+        sampler.stop()
+    plain = Sampler(accelerator.device)
+    assert plain.close(plain.open()).pages is None
+    plain.stop()

@@ -17,7 +17,7 @@ from typing import Any
 from ... import backend
 from ...levels import MemoryOptimizationConfig
 from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Release, Timelines
-from . import asked, between, rescue, visits
+from . import asked, between, moved, rescue, visits
 from .graph import moment_of, needed_patchers
 from .listening import listen
 from .spans import Recorder
@@ -80,6 +80,7 @@ def _wrap() -> bool:
 
     execution.PromptExecutor.add_message = add_message
     _state["original"] = original
+    moved.install()
     rescue.install(_wants_rescue, _policy, _tried)
     return True
 
@@ -95,6 +96,7 @@ def uninstall() -> None:
     if prompt is not None and prompt.recorder is not None:
         prompt.recorder.end(INTERRUPTED)
     _state["executor"] = lambda: None
+    moved.uninstall()
     rescue.uninstall()
     visits.forget()
     _timelines.clear()

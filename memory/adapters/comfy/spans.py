@@ -12,6 +12,8 @@ from ... import backend
 from ...highwater import HighWater, Sampler
 from ...peaks import Peak, PeakWindow
 from ...timeline import DONE, RUNNING, NodeSpan, RunTimeline, Timelines
+from . import dynamic, moved
+from .moved import Moved
 
 STEPS_KEPT = 1000
 
@@ -28,7 +30,9 @@ class _Open:
     mark: HighWater
     peak: Peak = field(default_factory=Peak)
     seconds: float = 0.0
+    moved: Moved = field(default_factory=Moved)
     resumed: float = 0.0
+    moved_before: Moved = field(default_factory=Moved)
     window: PeakWindow | None = None
     step: PeakWindow | None = None
     steps: list[int] = field(default_factory=list)
@@ -54,7 +58,9 @@ class Recorder:
         self._graph = graph
         self._began = time.perf_counter()
         self._open: dict[str, _Open] = {}
-        self._sampler = Sampler(device)
+        pages = (lambda: dynamic.pages(device)) if dynamic.active() else None
+        self._sampler = Sampler(device, pages)
+        self._moved = moved.read()
         self._mark = self._sampler.open()
         self._window = PeakWindow(device)
         self.timeline = RunTimeline(run, str(device), time.time(), cached=cached)
@@ -75,6 +81,7 @@ class Recorder:
             if waiting.window is None:
                 waiting.window = PeakWindow(self._device)
                 waiting.resumed = self._now()
+                waiting.moved_before = moved.read()
 
     def step(self, node: str) -> None:
         """A node's progress went on by one; the first step counts from the node's start."""
@@ -107,6 +114,9 @@ class Recorder:
             host_peak=mark.host,
             status=status,
             steps=tuple(found.steps),
+            to_device=found.moved.to_device,
+            from_device=found.moved.from_device,
+            pages_peak=mark.pages,
         )
         self._timelines.add(self.timeline, span)
         return span
@@ -126,6 +136,9 @@ class Recorder:
         timeline = self.timeline
         timeline.peak_allocated, timeline.peak_reserved = peak.allocated, peak.reserved
         timeline.device_peak, timeline.host_peak = mark.device, mark.host
+        timeline.pages_peak = mark.pages
+        whole = moved.read() - self._moved
+        timeline.to_device, timeline.from_device = whole.to_device, whole.from_device
         timeline.after_allocated = backend.allocated(self._device)
         timeline.after_reserved = backend.reserved(self._device)
         timeline.seconds = self._now()
@@ -139,6 +152,7 @@ class Recorder:
             found.peak = found.peak.joined(found.window.close())
             found.window = None
             found.seconds += self._now() - found.resumed
+            found.moved += moved.read() - found.moved_before
 
     def _ancestors(self, node: str) -> list[str]:
         found = []

@@ -1,4 +1,4 @@
-"""Cases: Force Cleanup's receipt adds up, names who holds the rest, and keeps what it is told to."""
+"""Cases: Force Cleanup's receipt adds up, names who holds the rest, keeps what it is told to."""
 
 from __future__ import annotations
 

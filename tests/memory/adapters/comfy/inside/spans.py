@@ -5,8 +5,11 @@ from __future__ import annotations
 import comfy.model_management as mm
 from lowtide.memory import backend
 from lowtide.memory.adapters.comfy import executor
-from prompts import DEVICE, MIB, MODELS, go, kinds, runner
-from small import patcher, unload
+from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
+from prompts import DEVICE, MIB, MODELS, Node, go, kinds, runner
+from small import forward, load, patcher, unload
+
+import nodes
 
 GPU = backend.device_of(DEVICE)
 
@@ -136,3 +139,74 @@ def case_nothing_of_a_prompt_keeps_a_model_alive() -> None:
     gc.collect()  # ComfyUI's own caches make a cycle
     assert model() is None
     clean()
+
+
+class Forward(Node):
+    """Runs its model ``mb`` times, under a cap of half of it if ``b`` is given."""
+
+    def work(self, mb, a, b):
+        one = with_residency(a, Residency(cap=a.model_size() // 2)) if b else a
+        load(one)
+        for _ in range(mb):
+            forward(one)
+        return (one,)
+
+
+nodes.NODE_CLASS_MAPPINGS["Forward"] = Forward
+
+
+class Frees(Node):
+    def work(self, mb, a, b):
+        unload()
+        return (mb,)
+
+
+nodes.NODE_CLASS_MAPPINGS["Frees"] = Frees
+
+
+def case_bytes_moved_are_the_accelerators_own() -> None:
+    """Beside the weights only a sample of some kilobytes goes to the device and back."""
+    from lowtide_sim import current
+
+    handle = current()
+    few = 64 * 1024
+    counts: list[int] = []
+
+    class Counts(Node):
+        def work(self, mb, a, b):
+            counts.append(handle.counters()["h2d"])
+            counts.append(handle.counters()["d2h"])
+            return (a,)
+
+    nodes.NODE_CLASS_MAPPINGS["Counts"] = Counts
+    for capped in (None, "x"):
+        for kind in kinds():
+            executor.install()
+            MODELS[1] = patcher()
+            size = MODELS[1].model_size()
+            counts.clear()
+            go(
+                runner(kind), m=("Loader", 1), x=("Node", 1), c=("Counts", 0, "m", "x"),
+                f=("Forward", 3, "c", capped or 0), d=("Counts", 1, "f"), g=("Frees", 0, "d"),
+                e=("Counts", 2, "g"), out=("Leave", 0, "e"),
+            )  # fmt: skip
+            found = spans()
+            to = counts[2] - counts[0]
+            assert 0 <= to - found["f"]["to_device"] < few, (capped, to, found["f"]["to_device"])
+            assert found["f"]["to_device"] > (size if capped else size - 1)
+            assert found["x"]["to_device"] == found["m"]["to_device"] == 0
+            back = counts[5] - counts[3]
+            assert abs(back - found["g"]["from_device"]) < few, (back, found["g"]["from_device"])
+            assert last()["to_device"] == found["f"]["to_device"]
+            assert found["f"]["pages_peak"] is None
+            clean()
+
+
+def case_counting_is_undone() -> None:
+    import comfy.ops
+
+    before = comfy.ops.cast_bias_weight, mm.LoadedModel.model_load
+    executor.install()
+    assert comfy.ops.cast_bias_weight is not before[0]
+    executor.uninstall()
+    assert (comfy.ops.cast_bias_weight, mm.LoadedModel.model_load) == before
