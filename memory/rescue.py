@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .levels import MemoryOptimizationConfig, OptimizationLevel
 
-CHOICES = ("on", "off")
+CHOICES = ("on", "off", "ask")
 TRIES = 4
 """Most times one node is run again: once per rung."""
 

@@ -8,6 +8,7 @@ Nothing here knows ComfyUI: what does is in ``adapters/comfy``.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .device import DeviceSnapshot
     from .report import OptimizationReport
 
+logger = logging.getLogger("lowtide")
+
 __all__ = [
     "ATTENTION_KINDS",
     "CLEANUP_TARGETS",
@@ -32,6 +35,7 @@ __all__ = [
     "choose",
     "detection_fingerprint",
     "force_cleanup",
+    "listen_for_answers",
     "monitor",
     "optimize_native",
 ]
@@ -39,6 +43,7 @@ __all__ = [
 _RESCUES = {
     "on": "a node that is out of memory runs again with less",
     "off": "a node that is out of memory fails",
+    "ask": "when a node is out of memory, the browser asks whether it may run again with less",
 }
 CLEANUP_TARGETS = ("vram", "ram", "both")
 
@@ -48,7 +53,7 @@ def choose(
 ) -> tuple[MemoryOptimizationConfig, str]:
     """The configuration of a level, a budget in GB (0 = none) and a cleanup policy, and why.
 
-    ``rescue`` (on, off) is no part of it: the graph's running prompt is asked for it.
+    ``rescue`` (on, off, ask) is no part of it: the graph's running prompt is asked for it.
 
     Raises:
         ConfigError: an unknown level or policy, or a budget that is no amount.
@@ -128,6 +133,23 @@ def optimize_native(
     apply.account_for_the_rest(config, entries)
     report = OptimizationReport(config.level, str(comfy.device()), entries, notes)
     return NativeResult(model, clip, vae, report, control_net)
+
+
+def listen_for_answers() -> None:
+    """Let the browser answer Lowtide's questions; nothing outside ComfyUI's server.
+
+    For the pack's nodes to call when ComfyUI loads them, before the server starts. Never raises.
+    """
+    from .adapters import comfy
+
+    if not comfy.present():
+        return
+    from .adapters.comfy import asking
+
+    try:
+        asking.open_route()
+    except Exception:  # without it a question is a no, and all else works
+        logger.exception("Lowtide's questions cannot be answered here")
 
 
 def begin_to_follow() -> None:

@@ -60,12 +60,13 @@ class MemoryLevelSelector:
             },
             "optional": {
                 "rescue": (
-                    ["on", "off"],
+                    ["on", "off", "ask"],
                     {
                         "default": "on",
                         "tooltip": "on runs a node that is out of memory again: after freeing what "
                         "it does not use, with the VAE in tiles, then with weights streamed. Nodes "
-                        "that save or show something are never run twice.",
+                        "that save or show something are never run twice. ask puts the question in "
+                        "the browser first, and waits two minutes for the answer.",
                     },
                 ),
             },

@@ -19,7 +19,7 @@ TABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
             "level": LEVELS,
             "budget_gb": "FLOAT",
             "cleanup": ["off", "pressure", "always"],
-            "?rescue": ["on", "off"],
+            "?rescue": ["on", "off", "ask"],
         },
         ["LOWTIDE_CONFIG", "STRING"],
     ),

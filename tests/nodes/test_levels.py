@@ -27,7 +27,7 @@ def test_inputs_and_outputs_are_those_of_saved_graphs() -> None:
         "budget_gb": "FLOAT",
         "cleanup": ["off", "pressure", "always"],
     }
-    assert inputs(NAME, "optional") == {"rescue": ["on", "off"]}
+    assert inputs(NAME, "optional") == {"rescue": ["on", "off", "ask"]}
     assert node(NAME).RETURN_TYPES == ("LOWTIDE_CONFIG", "STRING")
 
 
@@ -59,8 +59,8 @@ def test_what_cannot_be_chosen_is_refused(accelerator: Any) -> None:
         choose("extreme")
     with pytest.raises(ConfigError, match="cleanup"):
         choose(cleanup="sometimes")
-    with pytest.raises(ConfigError, match="unknown rescue 'ask'; choose one of: on, off"):
-        node(NAME)().run("none", 0.0, "off", "ask")
+    with pytest.raises(ConfigError, match="unknown rescue 'maybe'; choose one of: on, off, ask"):
+        node(NAME)().run("none", 0.0, "off", "maybe")
     with pytest.raises(BudgetError, match=r"give at most 8.00 GB"):
         choose(budget=9.0)
     for budget in (-1.0, float("nan"), float("inf")):

@@ -16,10 +16,15 @@ _SETTINGS = "LowtideMemorySettings"
 _POLICIES = ("off", "pressure", "always")
 
 
-def rescue(graph: Any) -> bool:
-    """Whether a Memory Level Selector of the graph says so; one that is not asked says yes."""
-    inputs = _inputs(graph, _SELECTOR)
-    return bool(inputs) and all(found.get("rescue", "on") != "off" for found in inputs)
+def rescue(graph: Any) -> str:
+    """What the graph's selectors say about rescue (on, off, ask), the most careful of them.
+
+    One that does not say means on; a graph without any, off.
+    """
+    said = [found.get("rescue", "on") for found in _inputs(graph, _SELECTOR)]
+    if not said or "off" in said:
+        return "off"
+    return "ask" if "ask" in said else "on"
 
 
 def cleanup(graph: Any) -> MemoryOptimizationConfig:

@@ -9,9 +9,9 @@ thread that runs all prompts.
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from ... import backend
@@ -20,6 +20,7 @@ from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Release, Timelines
 from . import asked, between, moved, rescue, visits
 from .graph import moment_of, needed_patchers
 from .listening import listen
+from .prompt import Prompt
 from .spans import Recorder
 
 logger = logging.getLogger("lowtide")
@@ -31,24 +32,8 @@ _ENDS = {
 }
 
 
-@dataclass
-class _Prompt:
-    """The prompt that is running."""
-
-    executor: Any
-    registry: Any = None
-    recorder: Recorder | None = None
-    done: set[str] = field(default_factory=set)
-    """Nodes whose outputs are known: cached when the prompt began, or finished since."""
-    ran: set[str] = field(default_factory=set)
-    config: MemoryOptimizationConfig = field(default_factory=MemoryOptimizationConfig)
-    """The strongest cleanup policy its nodes asked for so far."""
-    always: bool = False
-    """Whether they, or a model of this prompt, have the policy ``always``."""
-    rescue: bool = False
-
-
 _state: dict[str, Any] = {"original": None, "prompt": None, "executor": lambda: None}
+_lock = threading.Lock()
 _timelines = Timelines()
 
 
@@ -67,9 +52,15 @@ def install_quietly() -> None:
 
 
 def _wrap() -> bool:
-    """Wrap ComfyUI's method; False if it is wrapped already."""
-    if _state["original"] is not None:
-        return False
+    """Wrap ComfyUI's method; False if it is wrapped already.
+
+    A prompt is checked in the server's thread while another one runs in its own.
+    """
+    with _lock:
+        return _state["original"] is None and _wrap_once()
+
+
+def _wrap_once() -> bool:
     import execution
 
     original = execution.PromptExecutor.add_message
@@ -81,7 +72,7 @@ def _wrap() -> bool:
     execution.PromptExecutor.add_message = add_message
     _state["original"] = original
     moved.install()
-    rescue.install(_wants_rescue, _policy, _tried)
+    rescue.install(rescue.Rules(_wants_rescue, _agreed, _policy, _tried))
     return True
 
 
@@ -119,9 +110,9 @@ def follow_policy(config: MemoryOptimizationConfig) -> None:
     if config.cleanup == "off":
         return
     install()
-    prompt: _Prompt | None = _state["prompt"]
+    prompt: Prompt | None = _state["prompt"]
     if prompt is not None:
-        _ask(prompt, asked.stronger(prompt.config, config))
+        prompt.follow(asked.stronger(prompt.config, config))
 
 
 def caches() -> Any:
@@ -142,7 +133,7 @@ def peak() -> int | None:
     """
     import comfy.model_management as mm
 
-    prompt: _Prompt | None = _state["prompt"]
+    prompt: Prompt | None = _state["prompt"]
     if prompt is not None and prompt.recorder is not None and prompt.executor is not None:
         return prompt.recorder.peak().allocated
     return backend.peak_allocated(backend.device_of(mm.get_torch_device()))
@@ -170,7 +161,7 @@ def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
             _end(prompt, _ENDS[event], data.get("node_id"))
 
 
-def _end(prompt: _Prompt, status: str, node: str | None) -> None:
+def _end(prompt: Prompt, status: str, node: str | None) -> None:
     recorder, prompt.registry = prompt.recorder, None
     if recorder is None:
         return
@@ -186,20 +177,15 @@ def _follow(executor: Any, cached: tuple[str, ...]) -> None:
     before = _state["prompt"]
     if before is not None and before.recorder is not None:
         before.recorder.end(INTERRUPTED)
-    prompt = _Prompt(executor, done=set(cached))
+    prompt = Prompt(executor, done=set(cached))
     prompt.registry = listen(_guarded, _started, _stepped, _finished)
     graph = prompt.registry.dynprompt
     device = backend.device_of(mm.get_torch_device())
     prompt.recorder = Recorder(_timelines, prompt.registry.prompt_id, device, graph, cached)
     prompt.always = between.any_has_policy("always")
     prompt.rescue = asked.rescue(graph)
-    _ask(prompt, asked.cleanup(graph))
+    prompt.follow(asked.cleanup(graph))
     _state["prompt"] = prompt
-
-
-def _ask(prompt: _Prompt, config: MemoryOptimizationConfig) -> None:
-    prompt.config = config
-    prompt.always = prompt.always or (config.cleanup == "always" and config.on_exit)
 
 
 def _follow_running() -> None:
@@ -211,19 +197,28 @@ def _follow_running() -> None:
 
 
 def _wants_rescue() -> bool:
-    prompt: _Prompt | None = _state["prompt"]
-    return prompt is not None and prompt.rescue
+    prompt: Prompt | None = _state["prompt"]
+    return prompt is not None and prompt.rescue != "off"
+
+
+def _agreed(node: str) -> bool:
+    prompt: Prompt | None = _state["prompt"]
+    try:
+        return prompt is not None and prompt.agreed(node)
+    except Exception:
+        logger.exception("Lowtide could not ask whether node %s may run again", node)
+        return False
 
 
 def _policy() -> str:
-    prompt: _Prompt | None = _state["prompt"]
-    return "always" if prompt is not None and prompt.always else "off"
+    prompt: Prompt | None = _state["prompt"]
+    return "off" if prompt is None else prompt.policy
 
 
 def _tried(attempt: Attempt) -> None:
     def note() -> None:
         logger.warning("node %s: %s", attempt.node, rescue.describe(attempt))
-        prompt: _Prompt | None = _state["prompt"]
+        prompt: Prompt | None = _state["prompt"]
         if prompt is not None and prompt.recorder is not None:
             _timelines.add(prompt.recorder.timeline, attempt)
 
@@ -231,7 +226,7 @@ def _tried(attempt: Attempt) -> None:
 
 
 def _started(node: str) -> None:
-    prompt: _Prompt | None = _state["prompt"]
+    prompt: Prompt | None = _state["prompt"]
     if prompt is not None:
         prompt.ran.add(node)
         if prompt.recorder is not None:
@@ -239,7 +234,7 @@ def _started(node: str) -> None:
 
 
 def _stepped(node: str) -> None:
-    prompt: _Prompt | None = _state["prompt"]
+    prompt: Prompt | None = _state["prompt"]
     if prompt is None:
         return
     if prompt.recorder is not None:
@@ -248,7 +243,7 @@ def _stepped(node: str) -> None:
 
 
 def _finished(node: str, prompt_id: str) -> None:
-    prompt: _Prompt | None = _state["prompt"]
+    prompt: Prompt | None = _state["prompt"]
     if prompt is None:
         return
     prompt.done.add(node)
@@ -262,7 +257,7 @@ def _finished(node: str, prompt_id: str) -> None:
         _clean_after(node, prompt)
 
 
-def _clean_after(node: str, prompt: _Prompt) -> None:
+def _clean_after(node: str, prompt: Prompt) -> None:
     graph, caches, config = prompt.registry.dynprompt, prompt.executor.caches, prompt.config
 
     def outputs(one: str) -> list[Any] | None:
@@ -281,7 +276,7 @@ def _clean_after(node: str, prompt: _Prompt) -> None:
         between.at(moment, node, config, note)
 
 
-def _noting(prompt: _Prompt) -> between.Note:
+def _noting(prompt: Prompt) -> between.Note:
     def note(release: Release) -> None:
         if prompt.recorder is not None:
             _timelines.add(prompt.recorder.timeline, release)

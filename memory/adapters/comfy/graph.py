@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
+
 Outputs = Callable[[str], "list[Any] | None"]
 
 _DEPTH = 4
@@ -95,7 +97,7 @@ def moment_of(graph: Any, node: str, outputs: Outputs) -> str | None:
 
 def patchers_in(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
     """Model patchers that a node's output holds: the value itself, its parts, its items."""
-    if value is None or isinstance(value, (str, bytes, int, float, complex)):
+    if value is None or isinstance(value, (str, bytes, int, float, complex, torch.Tensor)):
         return
     if hasattr(value, "is_clone") and hasattr(value, "model_size"):
         yield value

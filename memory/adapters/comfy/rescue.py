@@ -12,12 +12,14 @@ cycle that holds the node's inputs until the collector comes. No frame here outl
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import inspect
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ... import backend
@@ -31,21 +33,28 @@ from .patchers import is_dynamic, residency_of
 
 logger = logging.getLogger("lowtide")
 
-Wanted = Callable[[], bool]
-Policy = Callable[[], str]
-Tell = Callable[[Attempt], None]
-
 _state: dict[str, Any] = {"original": None}
 
 
-def install(wanted: Wanted, policy: Policy, tell: Tell) -> None:
-    """Wrap ComfyUI's function; idempotent.
+@dataclass(frozen=True)
+class Rules:
+    """What the running prompt says about rescue.
 
-    Args:
-        wanted: whether the prompt that is running asks for rescue.
-        policy: the running prompt's cleanup policy, for models that have none of their own.
+    Attributes:
+        wanted: whether it asks for it at all.
+        agreed: whether a node, by its id, may run again; may take its time to find out.
+        policy: its cleanup policy, for models that have none of their own.
         tell: is given every attempt once it is over.
     """
+
+    wanted: Callable[[], bool]
+    agreed: Callable[[str], bool]
+    policy: Callable[[], str]
+    tell: Callable[[Attempt], None]
+
+
+def install(rules: Rules) -> None:
+    """Wrap ComfyUI's function; idempotent."""
     if _state["original"] is not None:
         return
     import execution
@@ -63,12 +72,12 @@ def install(wanted: Wanted, policy: Policy, tell: Tell) -> None:
             return await original(*args, **kwargs)
         except BaseException as error:
             call = signature.bind(*args, **kwargs)
-            if not _can_run_again(error, call.arguments["obj"], wanted):
+            if not _can_run_again(error, call.arguments["obj"], rules):
                 _let_go(error)
                 raise
             failed.append(error)
         # Out of the handler: the frames of the failed run may go, and the tensors with them.
-        return await _again(original, call, failed, policy, tell)
+        return await _again(original, call, failed, rules)
 
     execution.get_output_data = get_output_data
     _state["original"] = original
@@ -83,12 +92,12 @@ def uninstall() -> None:
         execution.get_output_data = original
 
 
-def _can_run_again(error: BaseException, node: Any, wanted: Wanted) -> bool:
+def _can_run_again(error: BaseException, node: Any, rules: Rules) -> bool:
     try:
         if not is_out_of_memory(error):
             return False
         acts = getattr(node, "OUTPUT_NODE", False) or getattr(node, "API_NODE", False)
-        return not acts and bool(wanted())
+        return not acts and rules.wanted()
     except Exception:
         logger.exception("Lowtide could not look at a failed node")
         return False
@@ -106,14 +115,16 @@ async def _again(
     original: Any,
     call: inspect.BoundArguments,
     failed: list[BaseException],
-    policy: Policy,
-    tell: Tell,
+    rules: Rules,
 ) -> Any:
     """Run the node again, a rung at a time; the last error comes out if none is enough."""
     node, inputs = str(call.arguments["unique_id"]), call.arguments["input_data_all"]
+    _let_go(failed[0])
+    if not await asyncio.to_thread(rules.agreed, node):
+        raise failed.pop()
     for number, rung in enumerate(ladder(), 1):
         started = time.perf_counter()
-        changed = _changed(rung, inputs, policy)
+        changed = _changed(rung, inputs, rules.policy)
         if changed is None:
             continue
         freed = _made_room(failed[0])
@@ -136,14 +147,18 @@ async def _again(
             failed[:] = [failure]
             outcome = "out of memory again"
         finally:
-            tell(Attempt(node, rung.name, outcome, time.perf_counter() - started, max(0, freed)))
+            rules.tell(
+                Attempt(node, rung.name, outcome, time.perf_counter() - started, max(0, freed))
+            )
             if outcome == "finished":
                 failed.clear()
     _let_go(failed[0])
     raise failed.pop()
 
 
-def _changed(rung: Rung, inputs: dict[str, Any], policy: Policy) -> dict[str, Any] | None:
+def _changed(
+    rung: Rung, inputs: dict[str, Any], policy: Callable[[], str]
+) -> dict[str, Any] | None:
     """The inputs for one attempt; ``None`` where the rung changes none of them."""
     if rung.config is None:
         return inputs
@@ -171,6 +186,8 @@ def _made_room(error: BaseException) -> int | None:
     try:
         before = backend.reserved(device) or 0
         _let_go(error)
+        # A driver's error waits to be fetched, and would come out of the next call.
+        getattr(mm, "discard_cuda_async_error", lambda: None)()
         unload_all()
         between.settle()
         return before - (backend.reserved(device) or 0)
@@ -179,7 +196,7 @@ def _made_room(error: BaseException) -> int | None:
         return None
 
 
-def _with(rung: Rung, value: Any, policy: Policy) -> Any:
+def _with(rung: Rung, value: Any, policy: Callable[[], str]) -> Any:
     """A model, text encoder, VAE or guider under the rung's configuration; else the value."""
     config = rung.config
     assert config is not None

@@ -1,0 +1,45 @@
+"""The prompt that is running: what its nodes have done so far, and what they ask Lowtide for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...levels import MemoryOptimizationConfig
+from ...rescue import TRIES, ladder
+from . import asking
+from .spans import Recorder
+
+
+@dataclass
+class Prompt:
+    """One run of a graph; ``executor`` is ``None`` if Lowtide came in while it ran."""
+
+    executor: Any
+    registry: Any = None
+    recorder: Recorder | None = None
+    done: set[str] = field(default_factory=set)
+    """Nodes whose outputs are known: cached when the prompt began, or finished since."""
+    ran: set[str] = field(default_factory=set)
+    config: MemoryOptimizationConfig = field(default_factory=MemoryOptimizationConfig)
+    """The strongest cleanup policy its nodes asked for so far."""
+    always: bool = False
+    """Whether they, or a model of this prompt, have the policy ``always``."""
+    rescue: str = "off"
+
+    def follow(self, config: MemoryOptimizationConfig) -> None:
+        """Clean up by this configuration from now on."""
+        self.config = config
+        self.always = self.always or (config.cleanup == "always" and config.on_exit)
+
+    @property
+    def policy(self) -> str:
+        """The cleanup policy of a model that has none of its own."""
+        return "always" if self.always else "off"
+
+    def agreed(self, node: str) -> bool:
+        """Whether a node that is out of memory may run again; asks, where that is the setting."""
+        if self.rescue != "ask":
+            return self.rescue == "on"
+        does = "; ".join(rung.does for rung in ladder())
+        return asking.ask(node, f"At most {TRIES} tries: {does}.")
