@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.error
 import urllib.parse
 from typing import Any
 
@@ -135,6 +136,15 @@ def test_help_pages_are_served(server: Server):
         assert page.startswith("# Lowtide "), name
         for entry in inputs:
             assert entry.lstrip("?") in page, (name, entry)
+
+
+def test_the_question_of_a_rescue_is_shown_and_its_answer_taken(server: Server):
+    script = f"/extensions/{server.folder}/rescue.js"
+    assert script in server.get("/extensions")
+    assert b"lowtide.rescue" in server.fetch(urllib.parse.quote(script))
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        server.post("/lowtide/rescue", {"question": "never put", "yes": True})
+    assert refusal.value.code == 404
 
 
 def test_example_workflows_are_offered_as_templates(server: Server):

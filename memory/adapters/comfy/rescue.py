@@ -13,7 +13,6 @@ cycle that holds the node's inputs until the collector comes. No frame here outl
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import inspect
 import logging
@@ -27,9 +26,9 @@ from ...frames import forget_locals
 from ...rescue import TRIES, Rung, is_out_of_memory, ladder
 from ...timeline import Attempt
 from ...units import format_bytes
-from . import apply, between
+from . import between
+from .lessened import inputs_under
 from .models import unload_all
-from .patchers import is_dynamic, residency_of
 
 logger = logging.getLogger("lowtide")
 
@@ -160,22 +159,12 @@ def _changed(
     rung: Rung, inputs: dict[str, Any], policy: Callable[[], str]
 ) -> dict[str, Any] | None:
     """The inputs for one attempt; ``None`` where the rung changes none of them."""
-    if rung.config is None:
-        return inputs
     try:
-        changed = {
-            name: [_with(rung, it, policy) for it in values] for name, values in inputs.items()
-        }
+        return inputs_under(rung, inputs, policy)
     except Exception as refusal:
         # Whatever stands against one rung must not take the place of the node's own error.
         logger.warning("Lowtide skips %r: %s", rung.name, refusal, exc_info=True)
         return None
-    same = all(
-        one is other
-        for name, values in inputs.items()
-        for one, other in zip(values, changed[name], strict=True)
-    )
-    return None if same else changed
 
 
 def _made_room(error: BaseException) -> int | None:
@@ -194,40 +183,6 @@ def _made_room(error: BaseException) -> int | None:
     except Exception:
         logger.exception("Lowtide could not empty the device for another try")
         return None
-
-
-def _with(rung: Rung, value: Any, policy: Callable[[], str]) -> Any:
-    """A model, text encoder, VAE or guider under the rung's configuration; else the value."""
-    config = rung.config
-    assert config is not None
-    entries: list[Any] = []
-    holder = getattr(value, "patcher", getattr(value, "model_patcher", value))
-    if hasattr(holder, "attachments"):
-        own = residency_of(holder)
-        config = config.replace(cleanup=policy() if own is None else own.cleanup)
-    if hasattr(value, "first_stage_model") and hasattr(value, "latent_dim"):
-        share = apply.divide(config, model=None, clip=None, vae=value)
-        return apply.to_vae(config, share, value, entries)
-    if rung.name == "tile":
-        return value
-    if hasattr(value, "cond_stage_model") and hasattr(value, "patcher"):
-        share = apply.divide(config, model=None, clip=value, vae=None)
-        return apply.to_clip(config, share, value, entries)
-    if hasattr(value, "model_patcher") and hasattr(value, "set_conds"):
-        twin = copy.copy(value)
-        twin.model_patcher = _model(config, value.model_patcher, entries)
-        twin.model_options = twin.model_patcher.model_options
-        return twin
-    if hasattr(value, "model_size") and hasattr(value, "is_clone"):
-        return _model(config, value, entries)
-    return value
-
-
-def _model(config: Any, patcher: Any, entries: list[Any]) -> Any:
-    if is_dynamic(patcher):
-        return patcher
-    share = apply.divide(config, model=patcher, clip=None, vae=None)
-    return apply.to_model(config, share, patcher, entries)
 
 
 def describe(attempt: Attempt) -> str:

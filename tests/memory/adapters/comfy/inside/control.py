@@ -132,3 +132,31 @@ def case_kinds_that_move_their_weights_themselves_are_said() -> None:
         assert "plug in a CONTROL_NET" in str(error)
     else:
         raise AssertionError("a MODEL was taken for a ControlNet")
+
+
+def case_a_rescue_streams_the_control_nets_of_a_conditioning() -> None:
+    from lowtide.memory.adapters.comfy.lessened import inputs_under
+    from lowtide.memory.rescue import ladder
+
+    given = conds(CONTROL)
+    inputs = {"model": [MODEL], **{name: [value] for name, value in given.items()}}
+    for rung in ladder():
+        found = inputs_under(rung, inputs, lambda: "off")
+        if rung.name == "free":
+            assert found is inputs
+        elif rung.name == "tile":
+            assert found is None
+        else:
+            pairs = {name: found[name][0] for name in given}
+            used = [pairs[name][0][1]["control"] for name in pairs]
+            assert used[0].control_model_wrapped is used[1].control_model_wrapped
+            assert used[0].control_model_wrapped is not CONTROL.control_model_wrapped
+            assert given["positive"][0][1]["control"].control_model_wrapped is (
+                CONTROL.control_model_wrapped
+            )
+            image = sample(found["model"][0], **pairs)
+            off = (image - EXPECTED).norm() / EXPECTED.norm()  # slices of attention round
+            assert off <= (0 if rung.name == "stream" else 1e-2), (rung.name, off)
+            if rung.name == "stream everything":
+                assert used[0].control_model_wrapped.loaded_size() == 0
+            unload()

@@ -188,12 +188,12 @@ def case_a_rescue_leaves_no_cycle_that_holds_the_inputs() -> None:
 
 
 def case_what_goes_wrong_in_a_rescue_never_hides_the_nodes_error() -> None:
-    keep = rescue.unload_all, rescue._with
+    keep = rescue.unload_all, rescue.inputs_under
 
     def broken(*args):
         raise ValueError("of the rescue's own")
 
-    for name in ("unload_all", "_with"):
+    for name in ("unload_all", "inputs_under"):
         fresh()
         errors(TRIES + 5)
         setattr(rescue, name, broken)
@@ -201,11 +201,10 @@ def case_what_goes_wrong_in_a_rescue_never_hides_the_nodes_error() -> None:
         try:
             ran = prompt(one)
         finally:
-            rescue.unload_all, rescue._with = keep
+            rescue.unload_all, rescue.inputs_under = keep
         said = [data for event, data in one.status_messages if event == "execution_error"]
         assert len(said) == 1 and "out of memory" in said[0]["exception_message"], said
-        # Without room no try is made; without a changed model only the first one is.
-        assert ran.count("h") == {"unload_all": 1, "_with": 2}[name], (name, ran)
+        assert ran.count("h") == {"unload_all": 1, "inputs_under": 1}[name], (name, ran)
 
 
 def case_a_rescued_model_follows_its_policy_all_the_same() -> None:
@@ -368,7 +367,8 @@ def case_what_is_no_model_is_handed_on_as_it_is() -> None:
 
     for rung in ladder():
         if rung.config is not None:
-            for value in ("text", 5, None, [1], {"samples": torch.zeros(1)}):
-                assert rescue._with(rung, value, lambda: "off") is value
+            pairs = [[torch.zeros(1), {"pooled_output": None}]]
+            values = ["text", 5, None, [1], {"samples": torch.zeros(1)}, pairs, []]
+            assert rescue.inputs_under(rung, {"all": values}, lambda: "off") is None
     fresh()
     executor.uninstall()
