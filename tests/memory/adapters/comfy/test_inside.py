@@ -42,6 +42,7 @@ PLACES = {
     "float8_shapes": ("cpu",),
     "budgets": ("npu", "cuda"),
     "control": ("npu",),
+    "dual": ("npu",),
     "loras": ("npu",),
     "turns": ("npu",),
 }
