@@ -78,7 +78,7 @@ class Budgeted(Float8Patches):
         """Load up to the cap; the core's own method otherwise. Returns bytes added."""
         cap = self._cap()
         model = self.model
-        _placers[model] = vars(self).setdefault("lowtide_mark", object())
+        _placers[model] = self.__dict__.setdefault("lowtide_mark", object())
         if cap is None:
             return super().partially_load(
                 device_to, extra_memory, force_patch_weights=force_patch_weights
@@ -167,7 +167,7 @@ class Budgeted(Float8Patches):
         It does so too with a clone that is dropped, while another may be computing with the
         weights: only the clone that placed them takes them off.
         """
-        placed = _placers.get(self.model) is vars(self).get("lowtide_mark", self)
+        placed = _placers.get(self.model) is self.__dict__.get("lowtide_mark", self)
         if placed and self.model.model_lowvram and residency_of(self) is not None:
             unpatch_all = True
         detached = super().detach(unpatch_all=unpatch_all)
