@@ -27,6 +27,7 @@ PLACES = {
     "video": ("npu",),
     "idle": ("npu",),
     "hooks": ("cpu",),
+    "hooked": ("npu",),
     "applied": ("npu",),
     "spans": ("npu",),
     "between": ("npu",),
