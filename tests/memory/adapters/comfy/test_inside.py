@@ -27,6 +27,7 @@ PLACES = {
     "video": ("npu",),
     "idle": ("npu",),
     "hooks": ("cpu",),
+    "hooked": ("npu",),
     "applied": ("npu",),
     "spans": ("npu",),
     "between": ("npu",),
@@ -42,6 +43,7 @@ PLACES = {
     "float8_shapes": ("cpu",),
     "budgets": ("npu", "cuda"),
     "control": ("npu",),
+    "dual": ("npu",),
     "loras": ("npu",),
     "turns": ("npu",),
 }

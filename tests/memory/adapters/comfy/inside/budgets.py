@@ -257,6 +257,18 @@ def case_aggressive_keeps_a_quarter_and_less_where_little_is_free() -> None:
     clean()
 
 
+def case_the_last_of_two_nodes_counts() -> None:
+    clean()
+    first = optimized(MODEL, "ultra", fp8_storage=False)
+    second = optimized(first, "none")
+    residency = patchers.residency_of(second)
+    assert residency is not None and residency.cap is None and not residency.leave, residency
+    assert torch.equal(sample(second), EXPECTED[0])
+    assert second.loaded_size() == SIZE, "the first node's cap is still kept"
+    assert patchers.residency_of(first).cap == 0
+    clean()
+
+
 def case_without_a_budget_nothing_is_wrapped_but_the_leaving() -> None:
     assert optimized(MODEL, "none").wrappers == MODEL.wrappers
     kinds = set(optimized(MODEL, "balanced").wrappers) - set(MODEL.wrappers)
