@@ -15,14 +15,15 @@ BOTH_DEVICES = tests/accelerator tests/memory/strategies/test_group_offload.py \
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-matrix lint bench-sdxl bench-peers bench-float8 \
-  bench-vae bench-overhead bench-release clean
+.PHONY: help setup demo test test-fast test-matrix test-between test-faults lint bench-sdxl \
+  bench-peers bench-float8 bench-vae bench-overhead bench-release clean
 
 help:
 	@echo "make demo         four levels on a small pipeline: table, chart and images in $(OUT)/"
 	@echo "make test         lint, types, every test (hosts too where a ComfyUI is found)"
 	@echo "make test-fast    the tests that need neither a ComfyUI nor a minute"
 	@echo "make test-matrix  every level with every budget in ComfyUI, and many more sequences"
+	@echo "make test-between  whole prompts at every level: what they leave, peaks, interrupts, leaks"
 	@echo "make bench-overhead  what Optimize Pipeline costs at level none, in ComfyUI"
 	@echo "make bench-release   what giving memory back between nodes costs and leaves, in ComfyUI"
 	@echo "make bench-peers  the levels beside diffusers' own modes and other packages (about 5 minutes)"
@@ -62,6 +63,10 @@ test-fast: setup
 test-matrix: setup
 	LOWTIDE_TEST_MATRIX=full LOWTIDE_TEST_SEQUENCES=200 $(PYTEST) \
 	  tests/memory/adapters/comfy/test_matrix.py tests/memory/adapters/comfy/test_sequences.py
+
+test-between: setup
+	LOWTIDE_TEST_BETWEEN=full $(PYTEST) \
+	  tests/memory/adapters/comfy/test_prompts.py tests/hosts/test_prompts.py
 
 bench-overhead: setup
 	$(PY) -m lowtide bench --overhead --simulate npu

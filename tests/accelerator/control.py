@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .device_module import FOLDED
+from .device_module import FOLDED, peaks_of
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 DEFAULT_CAPACITY = 8 << 30
@@ -136,11 +136,12 @@ class Accelerator:
     @property
     def peak_allocated(self) -> int:
         """Since the handle's ``reset_peaks``, whatever the program itself has reset since."""
-        return max(FOLDED.get(self.index, 0), self.stats()["allocated_bytes.all.peak"])
+        return peaks_of(self._core, self.index)[0]
 
     @property
     def peak_reserved(self) -> int:
-        return self.stats()["reserved_bytes.all.peak"]
+        """Since the handle's ``reset_peaks``, whatever the program itself has reset since."""
+        return peaks_of(self._core, self.index)[1]
 
     @property
     def peak_op(self) -> str:

@@ -48,11 +48,12 @@ def after_node(node: str, needed: Callable[[], list[Any] | None], note: Note) ->
 def after_run(note: Note, *, always: bool) -> None:
     """The end of a prompt: models leave by their policy.
 
-    With ``always`` the caches are emptied too, and garbage that still holds device memory is
-    collected, as far as any is left.
+    With ``always`` all of them leave, those too that Lowtide did not optimise, such as a ControlNet
+    or an upscaler that was loaded beside; the caches are emptied, and garbage that still holds
+    device memory is collected, as far as any is left.
     """
     for patcher in _on_device():
-        if _acts(patcher):
+        if always or _acts(patcher):
             note(_leave(patcher, None, "the run is over"))
     if always:
         settle()

@@ -8,6 +8,7 @@ thread that runs all prompts.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -167,19 +168,16 @@ def _end(prompt: _Prompt, status: str, node: str | None) -> None:
     recorder.end(status)
 
 
-def _follow(executor: Any, cached: tuple[str, ...]) -> None:
-    """Register a handler with the prompt ComfyUI has just begun."""
-    import comfy.model_management as mm
-    from comfy_execution.progress import ProgressHandler, add_progress_handler
+@functools.cache
+def _handler_class() -> Any:
+    """Made once: a class is a cycle, and one per prompt would keep its prompt until collected."""
+    from comfy_execution.progress import ProgressHandler
 
     class Handler(ProgressHandler):
         """Passes on what the prompt's nodes do; knows its prompt by the module's state only."""
 
         def __init__(self) -> None:
             super().__init__(_HANDLER)
-
-        def set_registry(self, registry: Any) -> None:
-            prompt.registry = registry
 
         def start_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
             _guarded(lambda: _started(node_id))
@@ -190,11 +188,19 @@ def _follow(executor: Any, cached: tuple[str, ...]) -> None:
         def finish_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
             _guarded(lambda: _finished(node_id, prompt_id))
 
+    return Handler
+
+
+def _follow(executor: Any, cached: tuple[str, ...]) -> None:
+    """Register a handler with the prompt ComfyUI has just begun."""
+    import comfy.model_management as mm
+    from comfy_execution.progress import add_progress_handler, get_progress_state
+
     before = _state["prompt"]
     if before is not None and before.recorder is not None:
         before.recorder.end(INTERRUPTED)
-    prompt = _Prompt(executor, done=set(cached))
-    add_progress_handler(Handler())
+    add_progress_handler(_handler_class()())
+    prompt = _Prompt(executor, get_progress_state(), done=set(cached))
     graph = prompt.registry.dynprompt
     device = backend.device_of(mm.get_torch_device())
     prompt.recorder = Recorder(_timelines, prompt.registry.prompt_id, device, graph, cached)

@@ -22,6 +22,7 @@ from ...frames import forget_locals
 from ...rescue import Rung, is_out_of_memory, ladder
 from ...units import format_bytes
 from . import apply, between
+from .hints import drop_hints
 from .models import unload_all
 from .patchers import is_dynamic
 
@@ -56,6 +57,7 @@ def install(wanted: Wanted, tell: Tell) -> None:
             return await original(*args, **kwargs)
         except BaseException as error:
             call = signature.bind(*args, **kwargs)
+            drop_hints(call.arguments["input_data_all"])
             if not _can_run_again(error, call.arguments["obj"], wanted):
                 _let_go(error)
                 raise

@@ -311,3 +311,27 @@ def case_a_large_layer_does_not_starve_the_others() -> None:
         assert close(run(clone), PLAIN) == 0
         assert cap - small * 1.1 < clone.loaded_size() <= cap, (cap, clone.loaded_size(), large)
         unload()
+
+
+def case_a_clone_that_dies_leaves_the_model_to_the_one_that_loaded_it() -> None:
+    for last in (False, True):
+        old, new = capped(BASE, SIZE // 3), capped(WITH_LORA, SIZE // 2)
+        if last:
+            run(old)
+        run(new)
+        held = new.loaded_size()
+        del old
+        now = new.loaded_size()
+        assert new.model.model_lowvram and now == held > 0
+        assert close(forward(new), PATCHED) == 0
+        clean()
+
+
+def case_a_clone_that_dies_takes_what_it_loaded_along() -> None:
+    old = capped(WITH_LORA, SIZE // 2)
+    run(old)
+    del old
+    assert not BASE.model.model_lowvram
+    assert restored(BASE, BEFORE)
+    assert close(run(BASE), PLAIN) == 0
+    clean()
