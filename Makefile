@@ -15,14 +15,15 @@ BOTH_DEVICES = tests/accelerator tests/memory/strategies/test_group_offload.py \
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-matrix lint bench-sdxl bench-peers bench-float8 \
-  bench-vae bench-overhead clean
+.PHONY: help setup demo test test-fast test-matrix test-faults lint bench-sdxl bench-peers \
+  bench-float8 bench-vae bench-overhead clean
 
 help:
 	@echo "make demo         four levels on a small pipeline: table, chart and images in $(OUT)/"
 	@echo "make test         lint, types, every test (hosts too where a ComfyUI is found)"
 	@echo "make test-fast    the tests that need neither a ComfyUI nor a minute"
 	@echo "make test-matrix  every level with every budget in ComfyUI, and many more sequences"
+	@echo "make test-faults  a prompt in ComfyUI that runs out of memory at every single allocation"
 	@echo "make bench-overhead  what Optimize Pipeline costs at level none, in ComfyUI"
 	@echo "make bench-peers  the levels beside diffusers' own modes and other packages (about 5 minutes)"
 	@echo "make bench-vae    exact VAE tiling beside blended tiles, to 2048 px (hours on two cores, 8 GiB of RAM)"
@@ -61,6 +62,9 @@ test-fast: setup
 test-matrix: setup
 	LOWTIDE_TEST_MATRIX=full LOWTIDE_TEST_SEQUENCES=200 $(PYTEST) \
 	  tests/memory/adapters/comfy/test_matrix.py tests/memory/adapters/comfy/test_sequences.py
+
+test-faults: setup
+	LOWTIDE_TEST_FAULTS=all $(PYTEST) tests/memory/adapters/comfy/test_faults.py
 
 bench-overhead: setup
 	$(PY) -m lowtide bench --overhead --simulate npu
