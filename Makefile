@@ -24,6 +24,7 @@ help:
 	@echo "make test-fast    the tests that need neither a ComfyUI nor a minute"
 	@echo "make test-matrix  every level with every budget in ComfyUI, and many more sequences"
 	@echo "make test-between  whole prompts at every level: what they leave, peaks, interrupts, leaks"
+	@echo "make test-faults  a prompt in ComfyUI that runs out of memory at every single allocation"
 	@echo "make bench-overhead  what Optimize Pipeline costs at level none, in ComfyUI"
 	@echo "make bench-release   what giving memory back between nodes costs and leaves, in ComfyUI"
 	@echo "make bench-peers  the levels beside diffusers' own modes and other packages (about 5 minutes)"
@@ -67,6 +68,9 @@ test-matrix: setup
 test-between: setup
 	LOWTIDE_TEST_BETWEEN=full $(PYTEST) \
 	  tests/memory/adapters/comfy/test_prompts.py tests/hosts/test_prompts.py
+
+test-faults: setup
+	LOWTIDE_TEST_FAULTS=all $(PYTEST) tests/memory/adapters/comfy/test_faults.py
 
 bench-overhead: setup
 	$(PY) -m lowtide bench --overhead --simulate npu

@@ -179,5 +179,17 @@ class Accelerator:
             raise ValueError(f"n counts from 1, got {n}")
         self._core.fail_allocation(n)
 
+    def shrink_at(self, n: int, capacity: int | str) -> None:
+        """Give the device another capacity from the n-th allocation on (1 = the next).
+
+        A shortage that lasts: what is reserved above the capacity stays, but nothing is added to
+        it. Give the old capacity back by calling the handle.
+        """
+        if n < 1:
+            raise ValueError(f"n counts from 1, got {n}")
+        self._core.shrink_at(n, parse_bytes(capacity))
+
     def clear_fault(self) -> None:
+        """Forget faults that have not struck; a capacity that has shrunk stays."""
         self._core.fail_allocation(-1)
+        self._core.shrink_at(-1, 0)

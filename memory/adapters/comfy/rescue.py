@@ -19,9 +19,9 @@ from typing import Any
 from ... import backend
 from ...errors import LowtideError
 from ...frames import forget_locals
-from ...rescue import Rung, is_out_of_memory, ladder
+from ...rescue import Rung, ladder
 from ...units import format_bytes
-from . import apply, between
+from . import apply, between, swallowed
 from .hints import drop_hints
 from .models import unload_all
 from .patchers import is_dynamic
@@ -32,6 +32,7 @@ Wanted = Callable[[], bool]
 Tell = Callable[[str, Rung, str, float], None]
 
 _state: dict[str, Any] = {"original": None}
+_patches = swallowed.LostPatches()
 
 
 def install(wanted: Wanted, tell: Tell) -> None:
@@ -53,12 +54,17 @@ def install(wanted: Wanted, tell: Tell) -> None:
 
     @functools.wraps(original)
     async def get_output_data(*args: Any, **kwargs: Any) -> Any:
+        before = _begun()
+        call = signature.bind(*args, **kwargs)
         try:
-            return await original(*args, **kwargs)
+            result = await original(*args, **kwargs)
+            lost = _lost()
+            if lost is None or not _can_run_again(lost, call.arguments["obj"], wanted, before):
+                return result
+            first: BaseException = lost
         except BaseException as error:
-            call = signature.bind(*args, **kwargs)
             drop_hints(call.arguments["input_data_all"])
-            if not _can_run_again(error, call.arguments["obj"], wanted):
+            if not _can_run_again(error, call.arguments["obj"], wanted, before):
                 _let_go(error)
                 raise
             first = error
@@ -66,6 +72,7 @@ def install(wanted: Wanted, tell: Tell) -> None:
         return await _again(original, call, first, tell)
 
     execution.get_output_data = get_output_data
+    logging.getLogger().addFilter(_patches)
     _state["original"] = original
 
 
@@ -76,12 +83,37 @@ def uninstall() -> None:
         import execution
 
         execution.get_output_data = original
+        logging.getLogger().removeFilter(_patches)
 
 
-def _can_run_again(error: BaseException, node: Any, wanted: Wanted) -> bool:
+def _begun() -> int:
+    """A node begins: how often the device has run out of memory before it."""
+    try:
+        _patches.take()
+        return swallowed.failures()
+    except Exception:
+        logger.exception("Lowtide could not count failed allocations")
+        return 0
+
+
+def _lost() -> BaseException | None:
+    """The error the core should have raised in the node that has ended."""
+    lost = _patches.take()
+    if not lost:
+        return None
+    import torch
+
+    text = f"out of memory: ComfyUI left {len(lost)} LoRA patches out of the weights ({lost[0]})"
+    logger.warning("%s; the picture would not be the one that was asked for", text)
+    return torch.OutOfMemoryError(text)
+
+
+def _can_run_again(error: BaseException, node: Any, wanted: Wanted, before: int) -> bool:
     try:
         return (
-            is_out_of_memory(error) and not getattr(node, "OUTPUT_NODE", False) and bool(wanted())
+            swallowed.for_want_of_memory(error, before)
+            and not getattr(node, "OUTPUT_NODE", False)
+            and bool(wanted())
         )
     except Exception:
         logger.exception("Lowtide could not look at a failed node")
@@ -107,10 +139,14 @@ async def _again(
             continue
         logger.warning("node %s is out of memory; run again: %s", node, rung.does)
         call.arguments["input_data_all"] = changed
+        before = _begun()
         try:
             result = await original(*call.args, **call.kwargs)
+            lost = _lost()
+            if lost is not None:
+                raise lost
         except BaseException as failure:
-            if not is_out_of_memory(failure):
+            if not swallowed.for_want_of_memory(failure, before):
                 _let_go(failure)
                 tell(node, rung, f"{type(failure).__name__}", time.perf_counter() - started)
                 raise
@@ -140,6 +176,7 @@ def _prepared(rung: Rung, inputs: dict[str, Any], error: BaseException) -> dict[
             return None
     _let_go(error)
     unload_all()
+    swallowed.forget_failed_loads(inputs.values())
     between.settle()
     return changed
 

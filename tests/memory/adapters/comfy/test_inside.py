@@ -32,6 +32,7 @@ PLACES = {
     "spans": ("npu",),
     "between": ("npu",),
     "rescued": ("npu",),
+    "swallowed": ("npu",),
     "pages": ("npu",),
     "packs": ("cpu",),
     "attending": ("npu",),
