@@ -15,15 +15,18 @@ BOTH_DEVICES = tests/accelerator tests/memory/strategies/test_group_offload.py \
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-matrix lint bench-sdxl bench-peers bench-float8 \
-  bench-vae bench-overhead clean
+.PHONY: help setup demo test test-fast test-matrix test-between test-faults lint bench-sdxl \
+  bench-peers bench-float8 bench-vae bench-overhead bench-release clean
 
 help:
 	@echo "make demo         four levels on a small pipeline: table, chart and images in $(OUT)/"
 	@echo "make test         lint, types, every test (hosts too where a ComfyUI is found)"
 	@echo "make test-fast    the tests that need neither a ComfyUI nor a minute"
 	@echo "make test-matrix  every level with every budget in ComfyUI, and many more sequences"
+	@echo "make test-between  whole prompts at every level: what they leave, peaks, interrupts, leaks"
+	@echo "make test-faults  a prompt in ComfyUI that runs out of memory at every single allocation"
 	@echo "make bench-overhead  what Optimize Pipeline costs at level none, in ComfyUI"
+	@echo "make bench-release   what giving memory back between nodes costs and leaves, in ComfyUI"
 	@echo "make bench-peers  the levels beside diffusers' own modes and other packages (about 5 minutes)"
 	@echo "make bench-vae    exact VAE tiling beside blended tiles, to 2048 px (hours on two cores, 8 GiB of RAM)"
 	@echo "make bench-sdxl   SDXL 1.0 at 1024 px, one step, four levels (about 13 minutes, 22 GiB of RAM)"
@@ -62,8 +65,18 @@ test-matrix: setup
 	LOWTIDE_TEST_MATRIX=full LOWTIDE_TEST_SEQUENCES=200 $(PYTEST) \
 	  tests/memory/adapters/comfy/test_matrix.py tests/memory/adapters/comfy/test_sequences.py
 
+test-between: setup
+	LOWTIDE_TEST_BETWEEN=full $(PYTEST) \
+	  tests/memory/adapters/comfy/test_prompts.py tests/hosts/test_prompts.py
+
+test-faults: setup
+	LOWTIDE_TEST_FAULTS=all $(PYTEST) tests/memory/adapters/comfy/test_faults.py
+
 bench-overhead: setup
 	$(PY) -m lowtide bench --overhead --simulate npu
+
+bench-release: setup
+	$(PY) -m lowtide bench --releasing --simulate npu
 
 bench-peers: setup
 	$(PY) -m lowtide bench --model sdxl-small --peers --simulate cuda

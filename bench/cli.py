@@ -85,7 +85,14 @@ def _bench_arguments(bench: argparse.ArgumentParser) -> None:
         action="store_true",
         help="what Optimize Pipeline costs at level none, in every ComfyUI found",
     )
-    bench.add_argument("--pairs", type=_positive, help="with --overhead: how often both run")
+    bench.add_argument(
+        "--releasing",
+        action="store_true",
+        help="what giving memory back between nodes costs, in every ComfyUI found",
+    )
+    bench.add_argument(
+        "--pairs", type=_positive, help="with --overhead or --releasing: how often each runs"
+    )
     bench.set_defaults(command=_bench)
 
 
@@ -137,10 +144,12 @@ def _bench(options: argparse.Namespace) -> int:
         return _float8(options)
     if options.vae is not None:
         return _bench_vae(options)
-    if options.overhead:
-        return _overhead(options)
+    if options.overhead or options.releasing:
+        return _prompts(options)
     if options.pairs is not None:
-        raise ConfigError("--pairs counts the prompts of --overhead; add it, or leave it out")
+        raise ConfigError(
+            "--pairs counts the prompts of --overhead and --releasing; add one, or leave it out"
+        )
     model = model_of(options.model)
     size = options.size or model.size
     steps = options.steps or model.steps
@@ -220,22 +229,28 @@ def _bench_vae(options: argparse.Namespace) -> int:
     return _say(result, options)
 
 
-def _overhead(options: argparse.Namespace) -> int:
-    from . import overhead
+def _prompts(options: argparse.Namespace) -> int:
+    from . import overhead, releasing
 
-    if options.peers or options.chart is not None:
-        raise ConfigError("--overhead takes neither --peers nor --chart")
+    if options.peers or options.chart is not None or (options.overhead and options.releasing):
+        name = "--overhead" if options.overhead else "--releasing"
+        raise ConfigError(f"{name} takes neither --peers nor --chart, nor the other of its kind")
     if options.json is not None:
         _make_writable("--json", options.json)
+    kind: Any = overhead if options.overhead else releasing
     place = places.choose(options.device, options.simulate, options.capacity)
-    result = overhead.bench_overhead(
-        place,
-        pairs=options.pairs or overhead.PAIRS,
-        size=options.size or overhead.SIZE,
-        steps=options.steps or overhead.STEPS,
-    )
-    _say(result, options)
-    return 1 if result.exceeded else 0
+    sizes = {
+        "pairs": options.pairs or kind.PAIRS,
+        "size": options.size or kind.SIZE,
+        "steps": options.steps or kind.STEPS,
+    }
+    if options.overhead:
+        result = overhead.bench_overhead(place, **sizes)
+        _say(result, options)
+        return 1 if result.exceeded else 0
+    released = releasing.bench_releasing(place, **sizes)
+    _say(released, options)
+    return 1 if released.failures() else 0
 
 
 def _say(result: Any, options: argparse.Namespace) -> int:

@@ -7,20 +7,13 @@ executor runs stock prompts too: how far stock is from itself is what the machin
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..memory.errors import DeviceError
 from . import table
+from .inside import in_every_comfyui, interval
 from .places import Place
 
 LIMIT = 0.01
@@ -28,8 +21,6 @@ LIMIT = 0.01
 PAIRS = 60
 SIZE = 128
 STEPS = 4
-_TIMEOUT_SECONDS = 3600.0
-_CAPACITY = "4G"
 _KINDS = {"first": "first prompt", "again": "another seed"}
 
 
@@ -104,27 +95,11 @@ def bench_overhead(place: Place, *, pairs: int, size: int, steps: int) -> Overhe
     Raises:
         DeviceError: there is no ComfyUI, no checkout's test rig, or it failed there.
     """
-    root = __package__.rpartition(".")[0]
-    try:
-        comfyui = import_module(f"{root}.tests.hosts.comfyui")
-        checkpoints = import_module(f"{root}.tests.hosts.checkpoints")
-    except ModuleNotFoundError as error:
-        raise DeviceError(
-            f"the overhead is measured by the source checkout's test rig ({error}); run "
-            f"`python -m lowtide` on a checkout"
-        ) from None
-    found, refused = comfyui.survey()
-    if not found:
-        raise DeviceError(
-            f"no ComfyUI found to measure in; set COMFYUI_PATH to its folder ({'; '.join(refused)})"
-        )
     rows = []
-    for installation in found:
-        file = checkpoints.checkpoint(installation, "small").file
-        measured = _run(installation, place, file, pairs, size, steps)
+    measured = in_every_comfyui("overhead", place, pairs=pairs, size=size, steps=steps)
+    for version, found in measured:
         rows += [
-            summary(installation.version, label, measured["clock"], measured[kind])
-            for kind, label in _KINDS.items()
+            summary(version, label, found["clock"], found[kind]) for kind, label in _KINDS.items()
         ]
     return OverheadBench(place.name, rows)
 
@@ -145,42 +120,6 @@ def summary(version: str, kind: str, clock: str, rounds: Sequence[Mapping[str, f
         high,
         median(noise),
     )
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Bounds of a 95% confidence interval of the median, by ranks: no assumption on the noise."""
-    ordered = sorted(values)
-    reach = 0.98 * math.sqrt(len(ordered))
-    first = max(0, math.floor(len(ordered) / 2 - reach))
-    return ordered[first], ordered[-1 - first]
-
-
-def _run(
-    installation: Any, place: Place, file: Path, pairs: int, size: int, steps: int
-) -> dict[str, Any]:
-    tests = Path(__file__).resolve().parents[1] / "tests"
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    if place.simulated is not None:
-        env["PYTHONPATH"] = str(tests / "accelerator" / "site")
-        env |= {"LOWTIDE_SIM": place.simulated.flavour, "LOWTIDE_SIM_CAPACITY": _CAPACITY}
-        # The accelerator may have to be compiled by that interpreter: ninja is in either venv.
-        tools = [installation.python.parent, Path(sys.executable).parent]
-        env["PATH"] = os.pathsep.join([*map(str, tools), env.get("PATH", "")])
-    command = [installation.python, tests / "hosts" / "overhead.py", installation.root]
-    command += [place.device.type, file, pairs, size, steps]
-    done = subprocess.run(
-        [str(part) for part in command],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_SECONDS,
-        check=False,
-    )
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        last = "\n".join(done.stderr.splitlines()[-5:])
-        raise DeviceError(f"ComfyUI {installation.version} did not run the prompts: {last}")
-    return json.loads(lines[-1])
 
 
 def _percent(part: float) -> str:

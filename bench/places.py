@@ -34,6 +34,11 @@ class Place:
         return f"{self.device} ({'simulated' if self.simulated else 'real'})"
 
     @property
+    def on_host(self) -> bool:
+        """Whether the host's CPU does the work and its RAM holds the tensors."""
+        return self.simulated is not None or self.device.type == "cpu"
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of figures from here has to know."""
         return (NOT_COUNTED,) if self.simulated else ()

@@ -107,6 +107,13 @@ def peak_reserved(device: torch.device) -> int | None:
     return None
 
 
+def failed_allocations(device: torch.device) -> int:
+    """How often the device has run out of memory in this process; 0 where it is not counted."""
+    if device.type not in _CACHING or not is_initialized(device):
+        return 0
+    return int(module_of(device).memory_stats(device).get("num_ooms", 0))
+
+
 def records_peaks(device: torch.device) -> bool:
     """Whether the backend keeps peaks itself; elsewhere they have to be sampled."""
     return device.type in _CACHING

@@ -13,7 +13,12 @@ import pytest
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _PLACE = re.compile(r"(?<![a-z])(cpu|npu|cuda)(?![a-z])")
-_OWN_PROCESS = {"test_inside.py": "inside", "test_matrix.py": "held", "test_sequences.py": "held"}
+_OWN_PROCESS = {
+    "test_inside.py": "inside",
+    "test_matrix.py": "held",
+    "test_prompts.py": "held",
+    "test_sequences.py": "held",
+}
 
 
 def group_of(nodeid: str) -> str:

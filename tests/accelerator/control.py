@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .device_module import FOLDED
+from .device_module import FOLDED, peaks_of
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 DEFAULT_CAPACITY = 8 << 30
@@ -136,11 +136,12 @@ class Accelerator:
     @property
     def peak_allocated(self) -> int:
         """Since the handle's ``reset_peaks``, whatever the program itself has reset since."""
-        return max(FOLDED.get(self.index, 0), self.stats()["allocated_bytes.all.peak"])
+        return peaks_of(self._core, self.index)[0]
 
     @property
     def peak_reserved(self) -> int:
-        return self.stats()["reserved_bytes.all.peak"]
+        """Since the handle's ``reset_peaks``, whatever the program itself has reset since."""
+        return peaks_of(self._core, self.index)[1]
 
     @property
     def peak_op(self) -> str:
@@ -178,5 +179,17 @@ class Accelerator:
             raise ValueError(f"n counts from 1, got {n}")
         self._core.fail_allocation(n)
 
+    def shrink_at(self, n: int, capacity: int | str) -> None:
+        """Give the device another capacity from the n-th allocation on (1 = the next).
+
+        A shortage that lasts: what is reserved above the capacity stays, but nothing is added to
+        it. Give the old capacity back by calling the handle.
+        """
+        if n < 1:
+            raise ValueError(f"n counts from 1, got {n}")
+        self._core.shrink_at(n, parse_bytes(capacity))
+
     def clear_fault(self) -> None:
+        """Forget faults that have not struck; a capacity that has shrunk stays."""
         self._core.fail_allocation(-1)
+        self._core.shrink_at(-1, 0)

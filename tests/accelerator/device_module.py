@@ -13,8 +13,18 @@ import torch
 # what can be simulated. bfloat16 is available.
 CAPABILITY = (8, 6)
 
-FOLDED: dict[int, int] = {}
-"""Device -> highest peak allocated that a program has reset since the handle last did."""
+FOLDED: dict[int, tuple[int, int]] = {}
+"""Device -> highest peaks (allocated, reserved) a program has reset since the handle last did."""
+
+
+def peaks_of(core: ModuleType, index: int) -> tuple[int, int]:
+    """Peaks allocated and reserved since the handle's last reset, a program's resets or not."""
+    stats = core.stats(index)
+    allocated, reserved = FOLDED.get(index, (0, 0))
+    return (
+        max(allocated, stats["allocated_bytes.all.peak"]),
+        max(reserved, stats["reserved_bytes.all.peak"]),
+    )
 
 
 def functions(core: ModuleType, kind: str, name: str) -> dict[str, Any]:
@@ -34,7 +44,7 @@ def functions(core: ModuleType, kind: str, name: str) -> dict[str, Any]:
     def reset_peaks(device: Any = None) -> None:
         # A program's own measuring must not hide from the handle what it allocated before.
         index = index_of(device)
-        FOLDED[index] = max(FOLDED.get(index, 0), core.stats(index)["allocated_bytes.all.peak"])
+        FOLDED[index] = peaks_of(core, index)
         core.reset_peaks(index)
 
     class Properties:

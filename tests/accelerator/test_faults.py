@@ -48,3 +48,18 @@ def test_a_fault_strikes_once_and_can_be_cleared(accelerator):
 def test_faults_count_from_one(accelerator):
     with pytest.raises(ValueError, match="counts from 1"):
         accelerator.fail_allocation(0)
+
+
+def test_a_shortage_lasts_until_the_capacity_is_given_back(accelerator):
+    accelerator(capacity="64M")
+    accelerator.shrink_at(2, "24M")
+    kept = torch.ones(20 << 20, dtype=torch.uint8, device=accelerator.device)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError, match=r"24\.00 MiB"):
+            torch.ones(20 << 20, dtype=torch.uint8, device=accelerator.device)
+    del kept
+    assert torch.ones(20 << 20, dtype=torch.uint8, device=accelerator.device).all()
+    accelerator(capacity="64M")
+    accelerator.shrink_at(1, "1M")
+    accelerator.clear_fault()
+    torch.ones(40 << 20, dtype=torch.uint8, device=accelerator.device)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from lowtide.bench import cli, overhead
-from lowtide.bench.overhead import OverheadBench, interval, summary
+from lowtide.bench.inside import interval
+from lowtide.bench.overhead import OverheadBench, summary
 from lowtide.tests.hosts.comfyui import survey
 
 FOUND, REFUSED = survey()

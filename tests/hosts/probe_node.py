@@ -78,3 +78,21 @@ async def reset(request: web.Request) -> web.Response:
         accelerator.reset_peaks()
         accelerator.reset_counters()
     return web.json_response(figures)
+
+
+@PromptServer.instance.routes.post("/lowtide-test/fault")
+async def fault(request: web.Request) -> web.Response:
+    """Make the allocation ``k`` from now fail, and find ``capacity`` bytes from then on.
+
+    An empty object forgets faults; ``capacity`` without ``k`` is the device's from now on.
+    """
+    asked = await request.json()
+    accelerator = _accelerator()
+    accelerator.clear_fault()
+    if "k" in asked:
+        accelerator.fail_allocation(asked["k"])
+        if "capacity" in asked:
+            accelerator.shrink_at(asked["k"], asked["capacity"])
+    elif "capacity" in asked:
+        accelerator(capacity=asked["capacity"])
+    return web.json_response(_figures())

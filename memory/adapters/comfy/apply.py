@@ -15,7 +15,7 @@ from .attention import choose
 from .chunking import chunk, held_bytes
 from .clip import leaving
 from .compatibility import left_alone, stays
-from .patchers import Residency, is_dynamic, marked, with_residency
+from .patchers import Residency, is_dynamic, marked, residency_of, with_residency
 from .shares import Share, divide, leaves_when_idle, policy, residency_for
 from .vae import described, tiling
 from .vae_jobs import tiles
@@ -66,7 +66,10 @@ def to_control_net(
         entries.append(Skipped("resident cap", "control net", why))
         return control_net
     patcher = controls.patcher_of(control_net)
-    capped = _sampled(config, share.control, patcher, "control net", entries)
+    when = "after sampling"
+    if share.model is None or not share.model.leave:
+        when = "when a MODEL of Optimize Pipeline that leaves too has sampled with it"
+    capped = _sampled(config, share.control, patcher, "control net", entries, when)
     return control_net if capped is patcher else controls.with_patcher(control_net, capped)
 
 
@@ -164,6 +167,7 @@ def _sampled(
     patcher: Any,
     part: str,
     entries: Entries,
+    when: str = "after sampling",
 ) -> Any:
     """What is on the device while a model samples: capped, and off it afterwards."""
     clone = _capped(config, residency, patcher, part, entries)
@@ -174,16 +178,19 @@ def _sampled(
         entries.append(Skipped(strategy, part, f"not part of level {config.level.value}"))
     else:
         clone = marked(patcher, residency) if clone is patcher else clone
-        entries.append(Applied(strategy, part, "off the device after sampling", _unplug))
+        entries.append(Applied(strategy, part, f"off the device {when}", _unplug))
     if part == "model" and clone is not patcher:
         sampling.watch(clone)
     return clone
 
 
 def _following(residency: Residency, patcher: Any, part: str, entries: Entries) -> Any:
-    """A clone that only follows the cleanup policy; the patcher itself where there is none."""
+    """A clone that only follows the cleanup policy; the patcher itself where there is none.
+
+    What an earlier node of ours set is replaced.
+    """
     if residency.cleanup == "off":
-        return patcher
+        return patcher if residency_of(patcher) is None else marked(patcher, residency)
     if stays(patcher):
         entries.append(Skipped("cleanup", part, str(stays(patcher))))
         return patcher

@@ -66,12 +66,14 @@ def after_node(
 def after_run(note: Note, *, always: bool, config: MemoryOptimizationConfig | None = None) -> None:
     """The end of a prompt: models leave by their policy.
 
-    With ``always`` the caches are emptied too, and garbage that still holds device memory is
-    collected, as far as any is left; by choice of ``config`` the host's memory goes as well.
+    With ``always`` all of them leave, those too that Lowtide did not optimise, such as a ControlNet
+    or an upscaler that was loaded beside; the caches are emptied, and garbage that still holds
+    device memory is collected, as far as any is left. By choice of ``config`` the host's memory
+    goes as well.
     """
     left = False
     for patcher in _on_device():
-        if _acts(patcher, always):
+        if always or _acts(patcher, always):
             note(_leave(patcher, None, "the run is over"))
             left = True
     if always:

@@ -100,6 +100,14 @@ def streaming_bytes(patcher: Any) -> int:
     return sum(sizes[: 1 + streams])
 
 
+def hooked_bytes(patcher: Any) -> int:
+    """Bytes on the device while a hooked LoRA is added to the largest of its weights there."""
+    hooked = {key for patches in patcher.hook_patches.values() for key in patches}
+    state = patcher.model.state_dict() if hooked else {}
+    sizes = (state[key].numel() for key in hooked if key in state)
+    return TEMPORARY * max(sizes, default=0)
+
+
 def least_bytes(patcher: Any) -> int:
     """Bytes without which not even the largest layer could be streamed, whatever is computed."""
     return max((streamed(patcher, *found, 4) for found in leaves_of(patcher)), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,34 +15,39 @@ def listen(
     stepped: Callable[[str], object],
     finished: Callable[[str, str], object],
 ) -> Any:
-    """Register a handler with the prompt ComfyUI has just begun; the registry it landed in.
+    """Register a handler with the prompt ComfyUI has just begun; the registry it is in.
 
     Args:
         guarded: runs each of the others so that nothing escapes into ComfyUI.
         started, stepped: are given the node's id.
         finished: is given the node's id and the prompt's; for cached nodes, too.
     """
-    from comfy_execution.progress import ProgressHandler, add_progress_handler
+    from comfy_execution.progress import add_progress_handler, get_progress_state
 
-    found: list[Any] = []
+    add_progress_handler(_handler_class()(guarded, started, stepped, finished))
+    return get_progress_state()
+
+
+@functools.cache
+def _handler_class() -> Any:
+    """Made once: a class is a cycle, and one per prompt would keep its prompt until collected."""
+    from comfy_execution.progress import ProgressHandler
 
     class Handler(ProgressHandler):
-        """Knows its prompt by what it was given only."""
+        """Knows no prompt, only whom to tell."""
 
-        def __init__(self) -> None:
+        def __init__(self, guarded: Any, started: Any, stepped: Any, finished: Any) -> None:
             super().__init__(_NAME)
-
-        def set_registry(self, registry: Any) -> None:
-            found.append(registry)
+            self._guarded = guarded
+            self._started, self._stepped, self._finished = started, stepped, finished
 
         def start_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
-            guarded(lambda: started(node_id))
+            self._guarded(lambda: self._started(node_id))
 
         def update_handler(self, node_id: str, *args: Any, **kwargs: Any) -> None:
-            guarded(lambda: stepped(node_id))
+            self._guarded(lambda: self._stepped(node_id))
 
         def finish_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
-            guarded(lambda: finished(node_id, prompt_id))
+            self._guarded(lambda: self._finished(node_id, prompt_id))
 
-    add_progress_handler(Handler())
-    return found.pop()
+    return Handler

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .limits import streams_all
+
 _EVERYTHING = 1e30
 
 
@@ -68,14 +70,21 @@ def unload(patcher: Any) -> None:
 
 
 def unload_others(patcher: Any) -> None:
-    """Take every model but this one and its clones off its device."""
+    """Take every model but this one and its clones off its device.
+
+    A model in the middle of a sampling stays where it is and has all its weights streamed: nobody
+    would load it again before its next step.
+    """
     import comfy.model_management as mm
 
-    keep = [
-        entry
-        for entry in mm.current_loaded_models
-        if entry.model is None or patcher.is_clone(entry.model)
-    ]
+    keep = []
+    for entry in list(mm.current_loaded_models):
+        if entry.model is None or patcher.is_clone(entry.model):
+            keep.append(entry)
+        elif _samples(entry.model):
+            keep.append(entry)
+            if entry.device == patcher.load_device and streams_all(entry.model.model):
+                entry.model.partially_unload(entry.model.offload_device, _EVERYTHING)
     mm.free_memory(_EVERYTHING, patcher.load_device, keep)
 
 
@@ -160,6 +169,11 @@ def pinned_bytes() -> int:
     import comfy.model_management as mm
 
     return int(getattr(mm, "TOTAL_PINNED_MEMORY", 0))
+
+
+def _samples(patcher: Any) -> bool:
+    """Whether a sampling of this patcher's model has begun and not ended."""
+    return getattr(patcher.model, "current_patcher", None) is not None
 
 
 def cast_buffers() -> int:

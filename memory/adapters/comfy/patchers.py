@@ -23,6 +23,9 @@ ATTACHMENT = "lowtide"
 _targets: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 """What a shared model was last asked to keep on the device, in bytes."""
 
+_placers: weakref.WeakKeyDictionary[Any, object] = weakref.WeakKeyDictionary()
+"""The mark of the clone that placed a shared model's weights last."""
+
 _FLOOR = 0.1
 """The smallest load the core takes for "partly": it reads 0 as "everything"."""
 
@@ -74,11 +77,12 @@ class Budgeted(Float8Patches):
     ) -> Any:
         """Load up to the cap; the core's own method otherwise. Returns bytes added."""
         cap = self._cap()
+        model = self.model
+        _placers[model] = self.__dict__.setdefault("lowtide_mark", object())
         if cap is None:
             return super().partially_load(
                 device_to, extra_memory, force_patch_weights=force_patch_weights
             )
-        model = self.model
         used = model.model_loaded_weight_memory
         current = model.current_weight_patches_uuid
         same = current == self.patches_uuid and not force_patch_weights
@@ -160,8 +164,11 @@ class Budgeted(Float8Patches):
 
         The core detaches with ``unpatch_all=False`` when another clone takes over; a partly
         loaded model would then reach the core's own ``partially_load``, with the hazard above.
+        It does so too with a clone that is dropped, while another may be computing with the
+        weights: only the clone that placed them takes them off.
         """
-        if self.model.model_lowvram and residency_of(self) is not None:
+        placed = _placers.get(self.model) is self.__dict__.get("lowtide_mark", self)
+        if placed and self.model.model_lowvram and residency_of(self) is not None:
             unpatch_all = True
         detached = super().detach(unpatch_all=unpatch_all)
         if unpatch_all:
@@ -227,6 +234,7 @@ def enforce(patcher: Any) -> None:
 def forget(model: Any) -> None:
     """Remove what the mixin remembers of the shared model."""
     _targets.pop(model, None)
+    _placers.pop(model, None)
 
 
 def restore_cast_flags(model: Any) -> int:

@@ -23,16 +23,18 @@ from typing import Any
 
 from ... import backend
 from ...frames import forget_locals
-from ...rescue import TRIES, Rung, is_out_of_memory, ladder
+from ...rescue import TRIES, Rung, ladder
 from ...timeline import Attempt
 from ...units import format_bytes
-from . import between
+from . import between, swallowed
+from .hints import drop_hints
 from .lessened import inputs_under
 from .models import unload_all
 
 logger = logging.getLogger("lowtide")
 
 _state: dict[str, Any] = {"original": None}
+_patches = swallowed.LostPatches()
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,18 @@ def install(rules: Rules) -> None:
     @functools.wraps(original)
     async def get_output_data(*args: Any, **kwargs: Any) -> Any:
         failed: list[BaseException] = []
+        before = _begun()
+        call = signature.bind(*args, **kwargs)
         try:
-            return await original(*args, **kwargs)
+            result = await original(*args, **kwargs)
+            lost = _lost()
+            if lost is None or not _can_run_again(lost, call.arguments["obj"], rules, before):
+                return result
+            failed.append(lost)
+            del result
         except BaseException as error:
-            call = signature.bind(*args, **kwargs)
-            if not _can_run_again(error, call.arguments["obj"], rules):
+            drop_hints(call.arguments["input_data_all"])
+            if not _can_run_again(error, call.arguments["obj"], rules, before):
                 _let_go(error)
                 raise
             failed.append(error)
@@ -79,6 +88,7 @@ def install(rules: Rules) -> None:
         return await _again(original, call, failed, rules)
 
     execution.get_output_data = get_output_data
+    logging.getLogger().addFilter(_patches)
     _state["original"] = original
 
 
@@ -89,11 +99,34 @@ def uninstall() -> None:
         import execution
 
         execution.get_output_data = original
+        logging.getLogger().removeFilter(_patches)
 
 
-def _can_run_again(error: BaseException, node: Any, rules: Rules) -> bool:
+def _begun() -> int:
+    """A node begins: how often the device has run out of memory before it."""
     try:
-        if not is_out_of_memory(error):
+        _patches.take()
+        return swallowed.failures()
+    except Exception:
+        logger.exception("Lowtide could not count failed allocations")
+        return 0
+
+
+def _lost() -> BaseException | None:
+    """The error the core should have raised in the node that has ended."""
+    lost = _patches.take()
+    if not lost:
+        return None
+    import torch
+
+    text = f"out of memory: ComfyUI left {len(lost)} LoRA patches out of the weights ({lost[0]})"
+    logger.warning("%s; the picture would not be the one that was asked for", text)
+    return torch.OutOfMemoryError(text)
+
+
+def _can_run_again(error: BaseException, node: Any, rules: Rules, before: int) -> bool:
+    try:
+        if not swallowed.for_want_of_memory(error, before):
             return False
         acts = getattr(node, "OUTPUT_NODE", False) or getattr(node, "API_NODE", False)
         return not acts and rules.wanted()
@@ -126,7 +159,7 @@ async def _again(
         changed = _changed(rung, inputs, rules.policy)
         if changed is None:
             continue
-        freed = _made_room(failed[0])
+        freed = _made_room(failed[0], inputs)
         if freed is None:
             break
         logger.warning(
@@ -134,11 +167,15 @@ async def _again(
             *(node, number, TRIES, rung.does),
         )
         call.arguments["input_data_all"] = changed
-        outcome = "finished"
+        outcome, before = "finished", _begun()
         try:
-            return await original(*call.args, **call.kwargs)
+            result = await original(*call.args, **call.kwargs)
+            lost = _lost()
+            if lost is not None:
+                raise lost
+            return result
         except BaseException as failure:
-            if not is_out_of_memory(failure):
+            if not swallowed.for_want_of_memory(failure, before):
                 _let_go(failure)
                 outcome = type(failure).__name__
                 failed.clear()
@@ -167,7 +204,7 @@ def _changed(
         return None
 
 
-def _made_room(error: BaseException) -> int | None:
+def _made_room(error: BaseException, inputs: dict[str, Any]) -> int | None:
     """Empty the device; the bytes given back to the driver. ``None`` if that failed."""
     import comfy.model_management as mm
 
@@ -178,6 +215,7 @@ def _made_room(error: BaseException) -> int | None:
         # A driver's error waits to be fetched, and would come out of the next call.
         getattr(mm, "discard_cuda_async_error", lambda: None)()
         unload_all()
+        swallowed.forget_failed_loads(inputs.values())
         between.settle()
         return before - (backend.reserved(device) or 0)
     except Exception:

@@ -20,7 +20,7 @@ from ...units import format_bytes
 from .batching import batched
 from .budget import Measured, make_room, over, refuse
 from .forecast import Forecast
-from .limits import padding, streaming_bytes
+from .limits import hooked_bytes, padding, streaming_bytes
 from .measured import SLACK, Need, recall, remember
 from .models import largest_cast_buffer, leave_device
 from .patchers import WORTH, Budgeted, enforce, is_dynamic, residency_of
@@ -93,6 +93,7 @@ def before_sampling(
     residency = residency_of(model)
     if residency is not None and residency.budget is not None and not is_dynamic(model):
         enforce(model)
+        _keep_no_hooked_weights(model)
         _prepare(model, residency.budget, noise_shape, conds)
     return executor(model, noise_shape, conds, *args, **kwargs)
 
@@ -123,6 +124,18 @@ def each_step(
     return _Step(run, _capped(patcher, controls), question, active(conds, timestep)).take(predict)
 
 
+def _keep_no_hooked_weights(patcher: Any) -> None:
+    """Have weights with hooked LoRAs made anew for each step.
+
+    The core may keep a copy of each on the device, as far as that has memory, whatever the budget.
+    It puts its own choice back when the sampling ends.
+    """
+    from comfy.hooks import EnumHookMode
+
+    if patcher.hook_patches:
+        patcher.hook_mode = EnumHookMode.MinVram
+
+
 def _prepare(patcher: Any, budget: int, noise_shape: Any, conds: Any) -> None:
     from comfy.sampler_helpers import estimate_memory
 
@@ -130,11 +143,14 @@ def _prepare(patcher: Any, budget: int, noise_shape: Any, conds: Any) -> None:
     parts = _capped(patcher, controls)
     wanted = int(estimate_memory(patcher, noise_shape, conds)[0])
     streaming = sum(_streaming(part) for part in parts)
+    # A hooked LoRA is added on the device where its weight is resident, on the host else: what was
+    # measured with fewer weights resident does not hold it.
+    left = budget - hooked_bytes(patcher)
     # The estimate knows nothing of what a ControlNet computes.
-    start = 0 if controls else max(0, budget - streaming - int(_CAUTION * wanted))
+    start = 0 if controls else max(0, left - streaming - int(_CAUTION * wanted))
     question = of_run(patcher, noise_shape, conds)
     known = recall(patcher.model, question)
-    room = None if known is None else known.room(budget)
+    room = None if known is None else known.room(left)
     patcher.lowtide_run = Run(budget, question, start)
     _share_out(parts, start if room is None else room)
     if room is None or known is None:

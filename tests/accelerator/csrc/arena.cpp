@@ -69,6 +69,8 @@ void* Arena::allocate(size_t bytes) {
   // A fault is one countdown for all devices: it may reach 0 in one thread only.
   auto& countdown = arena_settings().fail_countdown;
   const bool injected = countdown > 0 && --countdown == 0;
+  auto& shrink = arena_settings().shrink_countdown;
+  if (shrink > 0 && --shrink == 0) capacity_ = arena_settings().shrink_to;
   const size_t size = round_up(bytes, kRound);
   const Block key{nullptr, size, context().streams[index], size <= kSmallLimit};
 

@@ -103,6 +103,8 @@ struct ArenaSettings {
   std::atomic<bool> poison{false};           // fill fresh and freed memory with 0xFF
   std::atomic<bool> hold_recorded{true};     // false: record_stream never delays a free
   std::atomic<int64_t> fail_countdown{0};    // n: the n-th allocation from now fails; 0: none
+  std::atomic<int64_t> shrink_countdown{0};  // n: the n-th allocation from now finds shrink_to
+  std::atomic<size_t> shrink_to{0};          // bytes of capacity from then on
 };
 
 ArenaSettings& arena_settings();

@@ -116,6 +116,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_poison", [](bool on) { arena_settings().poison = on; });
   m.def("set_hold_recorded", [](bool on) { arena_settings().hold_recorded = on; });
   m.def("fail_allocation", [](int64_t n) { arena_settings().fail_countdown = n > 0 ? n : 0; });
+  m.def("shrink_at", [](int64_t n, int64_t bytes) {
+    arena_settings().shrink_to = static_cast<size_t>(bytes);
+    arena_settings().shrink_countdown = n > 0 ? n : 0;
+  });
 
   m.def("counters", &counters_dict);
   m.def("reset_counters", [] {

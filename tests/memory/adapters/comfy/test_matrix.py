@@ -22,7 +22,7 @@ PARTS = 6
 Setting = tuple[str, float | None]
 BARE: list[Setting] = [(level, None) for level in LEVELS]
 BUDGETS: list[Setting] = [("none", share) for share in SHARES]
-# Levels and budgets together. LOWTIDE_TEST_MATRIX=full takes every pair, with all LoRAs, everywhere.
+# Levels and budgets together. LOWTIDE_TEST_MATRIX=full takes all pairs with all LoRAs.
 BOTH: list[Setting] = [
     ("ultra", 0.10),
     ("aggressive", 0.25),

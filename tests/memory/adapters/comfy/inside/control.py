@@ -103,6 +103,18 @@ def case_levels_cap_the_control_net_and_it_leaves() -> None:
     clean()
 
 
+def case_without_its_model_the_report_says_what_it_leaves_with() -> None:
+    config = MemoryOptimizationConfig.from_level("ultra", fp8_storage=False)
+    said = {}
+    for model in (MODEL, None):
+        entries: list[object] = []
+        share = apply.divide(config, model=model, clip=None, vae=None, control_net=CONTROL)
+        apply.to_control_net(config, share, CONTROL, entries)
+        (said[model],) = (one.detail for one in entries if one.strategy == "leave when idle")
+    assert said[MODEL] == "off the device after sampling"
+    assert "MODEL of Optimize Pipeline" in said[None]
+
+
 def case_the_original_and_its_chain_stay_as_they_are() -> None:
     kind = type(CONTROL.control_model_wrapped)
     first = CONTROL.copy()

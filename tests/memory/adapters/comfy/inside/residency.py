@@ -179,6 +179,54 @@ def case_stale_cast_flags_do_not_lose_a_lora() -> None:
     patchers.restore_cast_flags(BASE.model)
 
 
+def case_cast_flags_of_a_model_still_resident_do_not_lose_a_lora() -> None:
+    """As above, but with the weights of the forced encoder still on the device."""
+    forced = BASE.clone()
+    forced.force_cast_weights = True
+    run(forced)
+    clone = capped(WITH_LORA, SIZE // 4)
+    assert close(run(clone), PATCHED) == 0
+    unload()
+    patchers.restore_cast_flags(BASE.model)
+
+
+def case_saving_writes_every_lora_whatever_is_resident() -> None:
+    """Older cores write LoRAs into the weights first, newer ones as they save each of them."""
+    writes_first = not hasattr(BASE, "model_state_dict_for_saving")
+    expected = {}
+    for one in (WITH_LORA, capped(WITH_LORA, SIZE // 3), capped(WITH_LORA, 0)):
+        mm.load_models_gpu([one], force_patch_weights=writes_first)
+        state = one.model.state_dict() if writes_first else one.model_state_dict_for_saving()
+        saved = {key: state[key].to("cpu").clone() for key in KEYS}
+        expected = expected or saved
+        assert all(close(saved[key], expected[key]) < 1e-6 for key in KEYS)
+        assert close(run(one), PATCHED) == 0, "a LoRA was lost or counted twice after saving"
+        clean()
+
+
+def case_a_dropped_clone_leaves_the_weights_of_another_in_place() -> None:
+    sibling = capped(BASE, SIZE // 4)
+    clone = capped(WITH_LORA, SIZE // 2)
+    load(sibling)
+    load(clone)
+    before = clone.loaded_size()
+    assert before > 0
+    del sibling
+    assert clone.loaded_size() == before
+    assert close(forward(clone), PATCHED) == 0
+    clean()
+
+
+def case_the_clone_that_placed_the_weights_takes_them_off_when_it_is_dropped() -> None:
+    clone = capped(WITH_LORA, SIZE // 2)
+    load(clone)
+    assert BASE.loaded_size() > 0
+    del clone
+    assert BASE.loaded_size() == 0
+    assert close(run(BASE), PLAIN) == 0
+    clean()
+
+
 def case_dynamic_patchers_are_recognised() -> None:
     assert not patchers.is_dynamic(BASE)
     BASE.is_dynamic = lambda: True
@@ -263,3 +311,27 @@ def case_a_large_layer_does_not_starve_the_others() -> None:
         assert close(run(clone), PLAIN) == 0
         assert cap - small * 1.1 < clone.loaded_size() <= cap, (cap, clone.loaded_size(), large)
         unload()
+
+
+def case_a_clone_that_dies_leaves_the_model_to_the_one_that_loaded_it() -> None:
+    for last in (False, True):
+        old, new = capped(BASE, SIZE // 3), capped(WITH_LORA, SIZE // 2)
+        if last:
+            run(old)
+        run(new)
+        held = new.loaded_size()
+        del old
+        now = new.loaded_size()
+        assert new.model.model_lowvram and now == held > 0
+        assert close(forward(new), PATCHED) == 0
+        clean()
+
+
+def case_a_clone_that_dies_takes_what_it_loaded_along() -> None:
+    old = capped(WITH_LORA, SIZE // 2)
+    run(old)
+    del old
+    assert not BASE.model.model_lowvram
+    assert restored(BASE, BEFORE)
+    assert close(run(BASE), PLAIN) == 0
+    clean()
