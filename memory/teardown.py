@@ -57,7 +57,7 @@ def teardown(*, vram: bool, ram: bool, keep: Iterable[str] = ()) -> Receipt:
         drop_results_after_this_run(unload=vram)
     last = release(device=device, host=ram, collect=True)
     after = Reading.of(device)
-    _add_the_rest(owners, before, after)
+    _add_the_rest(owners, before, after, last.by_owner.get(OTHERS, 0))
     return replace(
         last,
         before=before,
@@ -126,17 +126,20 @@ def _drop_buffers(owners: dict[str, int], device: torch.device) -> None:
         owners[BUFFERS] = freed
 
 
-def _add_the_rest(owners: dict[str, int], before: Reading, after: Reading) -> None:
-    """Name what no model owned, so that the sum is the fall of ``reserved``."""
+def _add_the_rest(
+    owners: dict[str, int], before: Reading, after: Reading, unreferenced: int
+) -> None:
+    """Name what no model owned, so that the sum is the fall of ``reserved``.
+
+    The allocator's rounding of the models' blocks counts with its cache.
+    """
     if before.reserved is None or after.reserved is None:
         return
-    cache = (before.reserved - (before.allocated or 0)) - (after.reserved - (after.allocated or 0))
-    known = sum(count for owner, count in owners.items() if owner.endswith(CACHE))
+    if unreferenced:
+        owners[OTHERS] = unreferenced
     rest = before.reserved - after.reserved - sum(owners.values())
-    of_cache = max(0, min(cache - known, rest))
-    for owner, count in ((CACHE, of_cache), (OTHERS, rest - of_cache)):
-        if count > 0:
-            owners[owner] = owners.get(owner, 0) + count
+    if rest > 0:
+        owners[CACHE] = rest
 
 
 def _left(device: torch.device) -> list[Holder]:
