@@ -21,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ... import backend
 from ...frames import forget_locals
 from ...rescue import TRIES, Rung, ladder
@@ -74,10 +76,11 @@ def install(rules: Rules) -> None:
         try:
             result = await original(*args, **kwargs)
             lost = _lost()
-            if lost is None or not _can_run_again(lost, call.arguments["obj"], rules, before):
+            if lost is None:
                 return result
-            failed.append(lost)
-            del result
+            failed.append(torch.OutOfMemoryError(lost))
+            if not _can_run_again(failed[0], call.arguments["obj"], rules, before):
+                return result
         except BaseException as error:
             drop_hints(call.arguments["input_data_all"])
             if not _can_run_again(error, call.arguments["obj"], rules, before):
@@ -112,16 +115,14 @@ def _begun() -> int:
         return 0
 
 
-def _lost() -> BaseException | None:
-    """The error the core should have raised in the node that has ended."""
+def _lost() -> str | None:
+    """What the core should have said when the node that has ended was out of memory."""
     lost = _patches.take()
     if not lost:
         return None
-    import torch
-
     text = f"out of memory: ComfyUI left {len(lost)} LoRA patches out of the weights ({lost[0]})"
     logger.warning("%s; the picture would not be the one that was asked for", text)
-    return torch.OutOfMemoryError(text)
+    return text
 
 
 def _can_run_again(error: BaseException, node: Any, rules: Rules, before: int) -> bool:
@@ -167,13 +168,14 @@ async def _again(
             *(node, number, TRIES, rung.does),
         )
         call.arguments["input_data_all"] = changed
-        outcome, before = "finished", _begun()
+        outcome = "finished"
+        before = _begun()
         try:
             result = await original(*call.args, **call.kwargs)
             lost = _lost()
-            if lost is not None:
-                raise lost
-            return result
+            if lost is None:
+                return result
+            raise torch.OutOfMemoryError(lost)
         except BaseException as failure:
             if not swallowed.for_want_of_memory(failure, before):
                 _let_go(failure)
