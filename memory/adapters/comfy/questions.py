@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
+from .float8_layer import Float8Layer, parts_of
+from .limits import leaves_of
 from .patchers import residency_of
 
 
@@ -20,7 +22,8 @@ def of_run(patcher: Any, noise_shape: Any, conds: Any) -> Hashable:
             controls = tuple(type(control).__name__ for control in _chain(cond))
             rows.append((name, tuple(shapes), repr(cond.get("area")), controls))
     shape = tuple(noise_shape)
-    return ("run", shape, tuple(rows), _patches(patcher), _options(patcher.model_options))
+    stored, options = _stored(patcher), _options(patcher.model_options)
+    return ("run", shape, tuple(rows), stored, _patches(patcher), options)
 
 
 def of_step(run: Hashable, conds: Any, x_in: Any, timestep: Any, model_options: Any) -> Hashable:
@@ -81,6 +84,14 @@ def _controls(cond: Any, timestep: Any) -> Hashable:
         rests = limits is not None and bool(now > limits[0] or now < limits[1])
         rows.append((type(control).__name__, rests))
     return tuple(rows)
+
+
+def _stored(patcher: Any) -> int:
+    """How many layers are stored in eight bits: decoding one takes memory of its own."""
+    return sum(
+        issubclass(parts_of(patcher, name, module)[0], Float8Layer)
+        for name, module in leaves_of(patcher)
+    )
 
 
 def _patches(patcher: Any) -> Hashable:

@@ -48,6 +48,7 @@ PLACES = {
     "dual": ("npu",),
     "loras": ("npu",),
     "turns": ("npu",),
+    "questions": ("npu",),
 }
 
 SECONDS = 600

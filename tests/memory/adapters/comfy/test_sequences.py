@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lowtide.tests.hosts.comfyui import Installation, survey
 from lowtide.tests.memory.adapters.comfy.hosted import Hosted, hosted
 
-COUNT = int(os.environ.get("LOWTIDE_TEST_SEQUENCES", "10"))
+COUNT = int(os.environ.get("LOWTIDE_TEST_SEQUENCES", "8"))
 LENGTH = 12
 INSTALLATIONS, REFUSED = survey()
 
