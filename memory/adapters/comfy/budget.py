@@ -75,6 +75,8 @@ class Measured:
     def __init__(self, parts: Sequence[Any]) -> None:
         self.parts = parts
         self.peak: int | None = None
+        self.window: PeakWindow | None = None
+        self._grown = 0
         self.resident = self.beside = self.base = self.afresh = 0
 
     def __enter__(self) -> Measured:
