@@ -238,19 +238,14 @@ def _prompts(options: argparse.Namespace) -> int:
     if options.json is not None:
         _make_writable("--json", options.json)
     kind: Any = overhead if options.overhead else releasing
-    place = places.choose(options.device, options.simulate, options.capacity)
-    sizes = {
-        "pairs": options.pairs or kind.PAIRS,
-        "size": options.size or kind.SIZE,
-        "steps": options.steps or kind.STEPS,
-    }
-    if options.overhead:
-        result = overhead.bench_overhead(place, **sizes)
-        _say(result, options)
-        return 1 if result.exceeded else 0
-    released = releasing.bench_releasing(place, **sizes)
-    _say(released, options)
-    return 1 if released.failures() else 0
+    result = kind.bench(
+        places.choose(options.device, options.simulate, options.capacity),
+        pairs=options.pairs or kind.PAIRS,
+        size=options.size or kind.SIZE,
+        steps=options.steps or kind.STEPS,
+    )
+    _say(result, options)
+    return 1 if result.exceeded else 0
 
 
 def _say(result: Any, options: argparse.Namespace) -> int:

@@ -89,7 +89,7 @@ class OverheadBench:
         return {"place": self.place, "limit": LIMIT, "rows": [asdict(row) for row in self.rows]}
 
 
-def bench_overhead(place: Place, *, pairs: int, size: int, steps: int) -> OverheadBench:
+def bench(place: Place, *, pairs: int, size: int, steps: int) -> OverheadBench:
     """Time prompts in every ComfyUI found.
 
     Raises:

@@ -62,6 +62,10 @@ class Releasing:
     place: str
     rows: list[Way]
 
+    @property
+    def exceeded(self) -> bool:
+        return bool(self.failures())
+
     def failures(self) -> list[str]:
         """What the figures say against the limits, noise aside."""
         found = []
@@ -110,7 +114,7 @@ class Releasing:
         return {"place": self.place, "rows": rows, "failures": self.failures()}
 
 
-def bench_releasing(place: Place, *, pairs: int, size: int, steps: int) -> Releasing:
+def bench(place: Place, *, pairs: int, size: int, steps: int) -> Releasing:
     """Time prompts in every ComfyUI found.
 
     Raises:
