@@ -147,9 +147,7 @@ def _bench(options: argparse.Namespace) -> int:
     if options.overhead or options.releasing:
         return _prompts(options)
     if options.pairs is not None:
-        raise ConfigError(
-            "--pairs counts the prompts of --overhead and --releasing; add one, or leave it out"
-        )
+        raise ConfigError("--pairs counts the prompts of --overhead or --releasing; add one")
     model = model_of(options.model)
     size = options.size or model.size
     steps = options.steps or model.steps
@@ -232,8 +230,8 @@ def _bench_vae(options: argparse.Namespace) -> int:
 def _prompts(options: argparse.Namespace) -> int:
     from . import overhead, releasing
 
+    name = "--overhead" if options.overhead else "--releasing"
     if options.peers or options.chart is not None or (options.overhead and options.releasing):
-        name = "--overhead" if options.overhead else "--releasing"
         raise ConfigError(f"{name} takes neither --peers nor --chart, nor the other of its kind")
     if options.json is not None:
         _make_writable("--json", options.json)
