@@ -15,15 +15,23 @@ FOUND, REFUSED = survey()
 NAMES = (STOCK, NAIVE, PRESSURE, ALWAYS)
 
 
-def measured(naive: float = 1.0, pressure: float = 0.0, always: float = 0.1, **more: int) -> Any:
+def measured(
+    naive: float = 1.0,
+    pressure: float = 0.0,
+    always: float = 0.1,
+    loading: float = 0.0,
+    allocated: int = 0,
+) -> Any:
     """What the script would print where a stock prompt takes two seconds, more each round."""
     added = {STOCK: 0.0, NAIVE: naive, PRESSURE: pressure, ALWAYS: always}
     rounds = [{name: 2 + turn + added[name] for name in NAMES} for turn in range(9)]
     left = {name: {"allocated": 100, "reserved": 200} for name in NAMES}
-    left[ALWAYS] = {"allocated": more.get("allocated", 0), "reserved": 0}
+    left[ALWAYS] = {"allocated": allocated, "reserved": 0}
+    again = [{**dict.fromkeys(NAMES, 0.0), ALWAYS: loading}] * len(rounds)
     freed = {name: [dict.fromkeys(PARTS, 0.01)] * 3 for name in NAMES}
     freed[STOCK] = [dict.fromkeys(PARTS, 0.01), dict.fromkeys(PARTS)]
-    return {"rounds": rounds, "left": left, "freed": freed, "clock": "CPU"}
+    found = {"rounds": rounds, "loading": again, "left": left, "freed": freed}
+    return {**found, "clock": "CPU"}
 
 
 def failures(**more: Any) -> list[str]:
@@ -34,6 +42,7 @@ def test_each_limit_is_checked() -> None:
     assert failures() == []
     assert "a fifth" in failures(always=0.3)[0]
     assert failures(naive=2.0, always=0.3) == []
+    assert failures(always=0.3, loading=0.2) == []
     assert "hundredth" in failures(pressure=0.1)[0]
     assert "leaves" in failures(allocated=512)[0]
     assert len(failures(always=0.3, pressure=0.1, allocated=512)) == 3

@@ -4,7 +4,8 @@
 
 Prompts with another seed and text each, in rounds of all ways in changing order; each way has an
 executor, so a cache and a model, of its own, and the device to itself. Prints JSON on the last
-line: ``clock``; ``rounds``, the seconds of each way; ``freed``, for each way and part the seconds
+line: ``clock``; ``rounds``, the seconds of each way; ``loading``, those among them in which weights
+went to the device; ``freed``, for each way and part the seconds
 from the end of the last node that needs the part until its weights are off the device (``null``:
 they stay), in rounds of their own because watching costs time; ``left``, the bytes allocated and
 reserved after the prompt.
@@ -33,6 +34,17 @@ ENDS = {"CLIPTextEncode": "text encoder", "KSampler": "model", "VAEDecode": "VAE
 WATCHES = 5
 POLL = 0.0005
 _each_node = execution.execute
+_load = mm.LoadedModel.model_load
+loading = 0.0
+
+
+def _timed_load(*args: Any, **kwargs: Any) -> Any:
+    global loading
+    started = rig.clock()
+    try:
+        return _load(*args, **kwargs)
+    finally:
+        loading += rig.clock() - started
 
 
 async def _tidied(*args: Any, **kwargs: Any) -> Any:
@@ -51,13 +63,15 @@ class Way:
         self.name = name
         self.runner = rig.executor()
 
-    def prompt(self, seed: int) -> float:
-        """Seconds of one prompt and of what the way does after it."""
+    def prompt(self, seed: int) -> tuple[float, float]:
+        """Seconds of one prompt and of what the way does after it; those of loading among them."""
+        global loading
         prompt = rig.graph(seed, POLICIES.get(self.name), f"boat {seed}")
         name = f"{self.name}-{seed}"
         rig.validate(prompt, name)
         gc.collect()
         execution.execute = _tidied if self.name == NAIVE else _each_node
+        loading = 0.0
         started = rig.clock()
         try:
             rig.run(self.runner, prompt, name)
@@ -68,7 +82,7 @@ class Way:
                 mm.soft_empty_cache()
         finally:
             execution.execute = _each_node
-        return rig.clock() - started
+        return rig.clock() - started, loading
 
     def left(self) -> dict[str, int | None]:
         from lowtide.memory import backend
@@ -151,18 +165,19 @@ def _part(model: Any) -> str:
     return "model" if hasattr(model, "diffusion_model") else "text encoder"
 
 
-def rounds_of(ways: dict[str, Way], count: int) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    found, left = [], {}
+def rounds_of(ways: dict[str, Way], count: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"rounds": [], "loading": [], "left": {}}
     for turn in range(count):
         took = {}
         for name in rig.turns(NAMES, turn):
             took[name] = alone(ways[name], 10 + turn)
-            left[name] = ways[name].left()
-        found.append(took)
-    return found, left
+            found["left"][name] = ways[name].left()
+        found["rounds"].append({name: seconds for name, (seconds, _) in took.items()})
+        found["loading"].append({name: seconds for name, (_, seconds) in took.items()})
+    return found
 
 
-def alone(way: Way, seed: int) -> float:
+def alone(way: Way, seed: int) -> tuple[float, float]:
     """The way's prompt after one of its own, with nothing of the others on the device."""
     rig.unload()
     way.prompt(1000 + seed)
@@ -190,10 +205,9 @@ with tempfile.TemporaryDirectory() as folder:
     for way in ways.values():
         for seed in (1, 2):
             way.prompt(seed)
-    rounds, left = rounds_of(ways, int(rig.PAIRS))
+    mm.LoadedModel.model_load = _timed_load
     result = {
-        "rounds": rounds,
-        "left": left,
+        **rounds_of(ways, int(rig.PAIRS)),
         "freed": {name: freed(way) for name, way in ways.items()},
         "clock": "CPU" if rig.SIMULATED else "wall-clock",
     }

@@ -167,6 +167,6 @@ def test_workspaces_of_the_matrix_library_go_on_cuda_only(monkeypatch):
         torch._C, "_cuda_clearCublasWorkspaces", lambda: dropped.append(1), raising=False
     )
     assert backend.drop_workspaces(torch.device("cuda", 0)) and dropped == [1]
-    assert not backend.drop_workspaces(torch.device("npu", 0)) and dropped == [1]
+    assert not backend.drop_workspaces(torch.device("xpu", 0)) and dropped == [1]
     monkeypatch.setattr(backend, "is_initialized", lambda device: False)
     assert not backend.drop_workspaces(torch.device("cuda", 0)) and dropped == [1]
