@@ -16,7 +16,7 @@ _PLACE = re.compile(r"(?<![a-z])(cpu|npu|cuda)(?![a-z])")
 _OWN_PROCESS = {
     "test_inside.py": "inside",
     "test_matrix.py": "held",
-    "test_prompts.py": "held",
+    "test_prompts.py": "prompts",
     "test_sequences.py": "held",
 }
 

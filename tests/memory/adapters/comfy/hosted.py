@@ -94,22 +94,26 @@ class Hosted:
         self._log.close()
 
 
-_running: list[Hosted] = []
+_running: list[tuple[tuple[Installation, str, str], Hosted]] = []
 
 
-def hosted(installation: Installation, place: str) -> Hosted:
-    """The process for a ComfyUI and a device; one for another of either is ended first."""
-    if _running and (_running[0].installation, _running[0].place) != (installation, place):
+def hosted(installation: Installation, place: str, purpose: str = "cells") -> Hosted:
+    """The process for a ComfyUI, a device and a purpose; another one is ended first.
+
+    Tests that wrap functions of ComfyUI share no process with tests that wrap them otherwise.
+    """
+    key = (installation, place, purpose)
+    if _running and _running[0][0] != key:
         close()
     if not _running:
-        _running.append(Hosted(installation, place))
-    return _running[0]
+        _running.append((key, Hosted(installation, place)))
+    return _running[0][1]
 
 
 def close() -> None:
     """Ends the process there is."""
     while _running:
-        _running.pop().close()
+        _running.pop()[1].close()
 
 
 atexit.register(close)

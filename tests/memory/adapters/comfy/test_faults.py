@@ -61,7 +61,7 @@ def spread(total: int, count: int, shift: float) -> list[int]:
 def test_a_prompt_survives_running_out_of_memory_anywhere(
     installation: Installation, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = hosted(installation, "npu")
+    process = hosted(installation, "npu", "faults")
     total = process.ask("faults", "undisturbed", cleanup="always", **PROMPT)["allocations"]
     lines, wrong, tried = [], [], 0
     for number, kind in enumerate(KINDS):

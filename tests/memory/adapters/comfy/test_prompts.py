@@ -50,7 +50,7 @@ def ask(installation: Any, place: str, module: str, function: str, **arguments: 
     if "workflow" in arguments:
         folder = diffusers_folder(PIPELINE)
         arguments |= {"pipelines": str(folder.parent), "pipeline": folder.name}
-    return hosted(installation, place).ask(module, function, **arguments)
+    return hosted(installation, place, "prompts").ask(module, function, **arguments)
 
 
 # -- nothing is left ----------------------------------------------------------------------------
