@@ -17,6 +17,14 @@ FOLDED: dict[int, tuple[int, int]] = {}
 """Device -> highest peaks (allocated, reserved) a program has reset since the handle last did."""
 
 
+_OVERSIZE = {
+    f"oversize_{what}.{which}": 0
+    for what in ("allocations", "segments")
+    for which in ("current", "peak", "allocated", "freed")
+}
+"""None is oversize where no limit of splitting is set; ``torch.cuda.memory_summary`` reads it."""
+
+
 def peaks_of(core: ModuleType, index: int) -> tuple[int, int]:
     """Peaks allocated and reserved since the handle's last reset, a program's resets or not."""
     stats = core.stats(index)
@@ -109,7 +117,7 @@ def functions(core: ModuleType, kind: str, name: str) -> dict[str, Any]:
         "ipc_collect": lambda: None,
         "is_current_stream_capturing": lambda: False,
         "mem_get_info": lambda device=None: core.mem_info(index_of(device)),
-        "memory_stats": lambda device=None: core.stats(index_of(device)),
+        "memory_stats": lambda device=None: {**_OVERSIZE, **core.stats(index_of(device))},
         "memory_allocated": stat("allocated_bytes.all.current"),
         "max_memory_allocated": stat("allocated_bytes.all.peak"),
         "memory_reserved": stat("reserved_bytes.all.current"),

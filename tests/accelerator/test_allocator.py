@@ -177,3 +177,12 @@ def test_the_peak_names_its_operator(accelerator):
     assert (left @ left).add_(1)[0, 0].item() == 257
     assert accelerator.peak_op == "aten::mm"
     assert accelerator.peak_allocated == 2 * 256 * KIB
+
+
+def test_the_summary_of_a_cuda_device_can_be_printed(accelerator):
+    # ComfyUI prints it when a node is out of memory, and would not survive an error in it.
+    if accelerator.device.type != "cuda":
+        pytest.skip("torch has a summary for CUDA only")
+    held = torch.empty(3 << 20, dtype=torch.uint8, device=accelerator.device)
+    assert "3072 KiB" in torch.cuda.memory.memory_summary()
+    del held

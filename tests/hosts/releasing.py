@@ -31,7 +31,7 @@ POLICIES = {f"Lowtide {policy}": policy for policy in ("off", "pressure", "alway
 NAMES = (STOCK, FREE, NAIVE, *POLICIES)
 ENDS = {"CLIPTextEncode": "text encoder", "KSampler": "model", "VAEDecode": "VAE"}
 """The last node that needs each part."""
-WATCHES = 5
+WATCHES = min(5, int(rig.PAIRS))
 POLL = 0.0005
 _each_node = execution.execute
 _load = mm.LoadedModel.model_load
