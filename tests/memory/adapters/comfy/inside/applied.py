@@ -124,15 +124,6 @@ def case_a_vae_that_finds_no_room_is_as_before_and_leaves() -> None:
     clean()
 
 
-def case_moments_of_cleanup_that_native_models_lack_are_named() -> None:
-    _, report = optimized("none", cleanup="always", after_step=True, after_load=False)
-    (line,) = lines(report, "after_")
-    assert line.startswith("- after_load, after_step (all): ComfyUI's models"), line
-    for more in ({}, {"on_exit": False}):
-        _, report = optimized("none", cleanup="always", **more)
-        assert lines(report, "after_") == []
-
-
 def case_attention_and_chunking_are_applied_at_every_level() -> None:
     more = {"attention": "sliced", "forward_chunk_size": 64}
     for level in ("none", "balanced", "aggressive", "ultra"):
