@@ -105,6 +105,8 @@ def store(patcher: Any, config: MemoryOptimizationConfig, entries: list[Any]) ->
         for layer in stored.layers:
             for name, value in zip(PARTS, layer.parts, strict=True):
                 clone.add_object_patch(f"{layer.name}.{name}", value)
+            # With its class a layer gets its functions back, whoever unpatches the model.
+            clone.add_object_patch(f"{layer.name}.weight_function", [])
         clone.size = int(patcher.model_size()) - stored.saved
     clone.patches_uuid = uuid.uuid4()
     undo = _unplug if config.keep_originals else _refuse

@@ -153,3 +153,16 @@ def case_dropped_originals_and_the_cores_own_streaming() -> None:
     base.partially_unload(base.offload_device, SIZE / 20)
     assert off(forward(base), image) < 1e-6
     base.detach()
+
+
+def case_a_lora_of_a_clone_that_is_dropped_while_loaded_goes_too() -> None:
+    one = patcher()
+    plain = run(one)
+    clone = lora(stored(one)[0])
+    assert not torch.equal(run(clone), plain)
+    load(clone)
+    del clone
+    gc.collect()
+    unload()
+    assert not any(getattr(layer, "weight_function", ()) for layer in one.model.modules())
+    assert torch.equal(run(one), plain)
