@@ -47,6 +47,12 @@ class Float8Patches(_Patcher):
         fit(self)
         return loaded
 
+    def patch_model(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``load``: the core exchanges the layers' classes again even if nothing is loaded."""
+        result = super().patch_model(*args, **kwargs)
+        fit(self)
+        return result
+
     def partially_unload(self, *args: Any, **kwargs: Any) -> Any:
         """As ``load``."""
         freed = super().partially_unload(*args, **kwargs)
