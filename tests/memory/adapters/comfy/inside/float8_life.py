@@ -166,3 +166,19 @@ def case_a_lora_of_a_clone_that_is_dropped_while_loaded_goes_too() -> None:
     unload()
     assert not any(getattr(layer, "weight_function", ()) for layer in one.model.modules())
     assert torch.equal(run(one), plain)
+
+
+def case_a_dropped_loras_clone_leaves_dropped_originals_right() -> None:
+    one = patcher()
+    stored(one, PERMANENT)
+    plain = run(one)
+    for given in (one, stored(one)[0]):
+        clone = lora(given)
+        assert not torch.equal(run(clone), plain)
+        load(clone)
+        del clone
+        gc.collect()
+        assert torch.equal(run(one), plain)
+        unload()
+        assert torch.equal(run(one), plain)
+        unload()
