@@ -21,6 +21,7 @@ INSIDE = Path(__file__).parent / "inside"
 SITE = Path(__file__).resolve().parents[3] / "accelerator" / "site"
 PLACES = {
     "residency": ("cpu", "npu"),
+    "rooms": ("cpu", "npu"),
     "tiles": ("npu",),
     "strips": ("npu",),
     "vae_copies": ("cpu", "npu"),
@@ -31,7 +32,9 @@ PLACES = {
     "applied": ("npu",),
     "spans": ("npu",),
     "between": ("npu",),
+    "moments": ("npu",),
     "rescued": ("npu",),
+    "asking": ("npu",),
     "receipts": ("npu",),
     "swallowed": ("npu",),
     "pages": ("npu",),
@@ -44,6 +47,7 @@ PLACES = {
     "float8_life": ("npu",),
     "float8_shapes": ("cpu",),
     "budgets": ("npu", "cuda"),
+    "measurements": ("npu",),
     "control": ("npu",),
     "dual": ("npu",),
     "loras": ("npu",),
