@@ -17,9 +17,10 @@ from typing import Any
 from ... import backend
 from ...levels import MemoryOptimizationConfig
 from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Release, Timelines
-from . import asked, between, moved, rescue, visits
+from . import asked, between, host_copies, moved, rescue, visits
 from .graph import moment_of, needed_patchers
 from .listening import listen
+from .patchers import residency_of
 from .prompt import Prompt
 from .spans import Recorder
 
@@ -72,6 +73,7 @@ def _wrap_once() -> bool:
     execution.PromptExecutor.add_message = add_message
     _state["original"] = original
     moved.install()
+    host_copies.install(_leaves_soon)
     rescue.install(rescue.Rules(_wants_rescue, _agreed, _policy, _tried))
     return True
 
@@ -88,6 +90,7 @@ def uninstall() -> None:
         prompt.recorder.end(INTERRUPTED)
     _state["executor"] = lambda: None
     moved.uninstall()
+    host_copies.uninstall()
     rescue.uninstall()
     visits.forget()
     _timelines.clear()
@@ -194,6 +197,17 @@ def _follow_running() -> None:
     nodes = get_progress_state().nodes.values()
     if any(node["state"] == NodeState.Running for node in nodes):
         _follow(None, ())
+
+
+def _leaves_soon(patcher: Any) -> bool:
+    """Whether a model that is loaded now leaves within this prompt, and stays on the host then."""
+    prompt: Prompt | None = _state["prompt"]
+    if prompt is None or prompt.config.cleanup_host:
+        return False
+    residency = residency_of(patcher)
+    if residency is None:
+        return prompt.always
+    return residency.leave or residency.cleanup == "always"
 
 
 def _wants_rescue() -> bool:
