@@ -18,6 +18,7 @@ from lowtide.memory.adapters.comfy.patchers import Residency, marked
 from prompts import MODELS, SEEN, go, runner
 from small import CPU, DEVICE, load, lora, patcher, restored, unload, weights
 
+
 def begin() -> None:
     host_copies.install(lambda _patcher: True)
 
