@@ -13,7 +13,12 @@ from lowtide.bench.vae import WAYS, bench_vae
 def test_exact_strips_are_exact_at_the_peak_of_a_tile(accelerator: Any) -> None:
     place = Place(accelerator.device, accelerator)
     result = bench_vae(
-        "small-16", place, size=448, dtypes=["float32", "bfloat16"], works=["decode"], progress=False
+        "small-16",
+        place,
+        size=448,
+        dtypes=["float32", "bfloat16"],
+        works=["decode"],
+        progress=False,
     )
     rows = {(row.dtype, row.way): row for row in result.rows}
     assert len(rows) == 2 * len(WAYS)
