@@ -19,11 +19,6 @@ def test_exact_strips_are_exact_at_the_peak_of_a_tile(accelerator: Any) -> None:
         dtypes=["float32", "bfloat16"],
         works=["decode"],
         progress=False,
-        place,
-        size=448,
-        dtypes=["float32", "bfloat16"],
-        works=["decode"],
-        progress=False,
     )
     rows = {(row.dtype, row.way): row for row in result.rows}
     assert len(rows) == 2 * len(WAYS)
