@@ -43,7 +43,6 @@ _HOST_PER_WHOLE = 1.6
 _SIMULATED_PER_WHOLE = 2.6
 """Host bytes an untiled run takes per byte of its largest layer: in plain memory, and on the
 simulated accelerator, whose allocator keeps segments."""
-_BANDED_PART_OF_RAM = 0.8
 
 
 @dataclass
@@ -202,7 +201,7 @@ def _truth(
     vae.to("cpu", torch.float32)
     if int(_HOST_PER_WHOLE * whole) <= _ram():
         return _run(vae, work, sample), "the untiled result in float32 on the CPU"
-    if whole > host_snapshot().available * _BANDED_PART_OF_RAM:
+    if whole > host_snapshot().available:
         raise ConfigError(
             f"the result at {size} px, to compare with, takes {format_bytes(whole)} of RAM, and "
             f"{format_bytes(host_snapshot().available)} are free. Choose a smaller --size"
