@@ -23,7 +23,7 @@ export const fit = new Fit(app, actions);
 export const badges = new Badges(app, api, store, fit);
 export const panel = new Panel({ app, store, actions, fit });
 export const chip = new Chip(app, store, () => panel.toggle());
-const menus = new Menus({ store, actions, badges, panel, fit });
+export const menus = new Menus({ store, actions, badges, panel, fit });
 const hasMenuHooks = typeof app.collectNodeMenuItems === "function";
 
 // Before anything is sent: the frontend complains about messages nobody listens to.

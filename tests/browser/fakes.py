@@ -16,7 +16,9 @@ HOSTILE = [
 ]
 
 
-def device(name: str = "npu:0", used: float = 3.0, total: float = 8.0, **more: Any) -> dict[str, Any]:
+def device(
+    name: str = "npu:0", used: float = 3.0, total: float = 8.0, **more: Any
+) -> dict[str, Any]:
     """A device with ``used`` GB allocated, half a GB cached and one GB of others."""
     allocated = int(used * GB)
     return {

@@ -1,4 +1,4 @@
-"""The frontends the overlay is tested in: each a ComfyUI and, for one, static files of another release.
+"""The frontends the overlay is tested in: each ComfyUI's own, and static files of a newer release.
 
 ``$LOWTIDE_FRONTEND`` names the folder of the newest frontend's static files; unset, its wheel is
 fetched by pip once and unpacked into the tests' cache folder, never into a checkout.
@@ -38,7 +38,9 @@ class Frontend:
 
 
 def _own_version(found: Installation) -> str | None:
-    places = found.root.glob(".venv/lib/python3*/site-packages/comfyui_frontend_package-*.dist-info")
+    places = found.root.glob(
+        ".venv/lib/python3*/site-packages/comfyui_frontend_package-*.dist-info"
+    )
     names = sorted(place.name.split("-")[1].removesuffix(".dist") for place in places)
     return names[-1].removesuffix(".dist-info") if names else None
 

@@ -32,9 +32,10 @@ SETTINGS = {
     "Comfy.UseNewMenu": "Top",
 }
 READY = "() => window.app?.extensionManager && window.app.canvas && window.app.graph"
-MODULE = """async (path) => {
-  const known = performance.getEntriesByType('resource').map((it) => it.name);
-  return import(known.find((name) => name.split('?')[0].endsWith(path)));
+# The overlay's own entry, as the frontend has already imported it.
+ENTRY = """async () => {
+  const files = await (await fetch('/extensions')).json();
+  window.lowtide = await import(files.find((file) => file.endsWith('/lowtide.js')));
 }"""
 
 
@@ -52,6 +53,8 @@ class Overlay:
         """Load ComfyUI and wait until our extension has the server's state."""
         self.page.goto(self.server.url + "/", wait_until="domcontentloaded")
         self.page.wait_for_function(READY, timeout=90_000)
+        self.js(ENTRY)
+        self.wait("() => lowtide.store.connected", seconds=30)
         self.page.wait_for_selector(".lowtide-chip:visible", timeout=30_000)
 
     def js(self, code: str, argument: object = None) -> Any:
@@ -126,8 +129,9 @@ class Overlay:
     def badges(self) -> dict[str, list[str]]:
         """Node id -> the texts of its badges that are not empty, ours and the frontend's."""
         return self.js(
-            "() => Object.fromEntries((app.canvas.graph ?? app.graph)._nodes.map((node) => [node.id,"
-            " node.badges.map((it) => (typeof it === 'function' ? it() : it).text).filter(Boolean)]))"
+            "() => Object.fromEntries((app.canvas.graph ?? app.graph)._nodes.map((node) => ["
+            "node.id, node.badges.map((it) => (typeof it === 'function' ? it() : it).text)"
+            ".filter(Boolean)]))"
         )
 
 
