@@ -93,7 +93,7 @@ export class Badges {
 
   _update() {
     const root = rootGraph(this.app);
-    if (!root || document.hidden) return;
+    if (!root || !this._sheet || document.hidden) return;
     const shown = keys.setting(this.app, keys.BADGES) !== false;
     const heat = keys.setting(this.app, keys.HEAT) !== "off";
     this._costs = shown || heat ? costs(root, this.spans()) : new Map();

@@ -79,13 +79,14 @@ export class Chip {
   }
 
   _paint() {
+    if (!this._rule) return; // a setting was read before the page was ready
     const wanted = this._wanted();
     const shown = this._shown();
     this.painted += 1;
     for (const [name, value] of Object.entries(chipBars(this.store, shown))) {
-      this._rule.style.setProperty(name, value);
+      this._rule.style.setProperty(name, value, "important");
     }
-    this._rule.style.setProperty("display", wanted ? "" : "none");
+    this._rule.style.setProperty("display", wanted ? "" : "none", "important");
     const level = this.store.connected ? pressure(this.store.state.devices) : "offline";
     this._rule.style.setProperty("--lowtide-pressure", `var(--lowtide-${level})`);
     const manager = this.app.extensionManager;
@@ -110,7 +111,8 @@ export class Chip {
     }
     if (this.app.extensionManager?.focusMode) return;
     const settings = this.app.menu?.settingsGroup?.element;
-    if (settings?.isConnected && settings.getClientRects().length) {
+    // The group itself is not drawn while it is empty.
+    if (settings?.isConnected && settings.parentElement.getClientRects().length) {
       this._own ??= this._make();
       if (this._own.nextSibling !== settings) settings.before(this._own);
       this._own.classList.remove("lowtide-floating");

@@ -75,7 +75,7 @@ app.registerExtension({
   keybindings: [
     { combo: { key: "u", alt: true, shift: true }, commandId: "Lowtide.FreeVram" },
     { combo: { key: "k", alt: true, shift: true }, commandId: "Lowtide.CheckFit" },
-    { combo: { key: "m", alt: true, shift: true }, commandId: "Lowtide.TogglePanel" },
+    { combo: { key: "l", alt: true, shift: true }, commandId: "Lowtide.TogglePanel" },
   ],
   menuCommands: [{ path: ["Extensions", "Lowtide"], commands: commands.map((it) => it.id) }],
   aboutPageBadges: [

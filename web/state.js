@@ -107,7 +107,7 @@ export class Store {
 
   /** Take one message of the server; one of another boot makes the state be fetched anew. */
   accept(kind, message) {
-    if (!message || typeof message !== "object") return;
+    if (!message || typeof message !== "object" || !Number.isInteger(message.seq)) return;
     if (this._fetching && !this.connected) return void this._waiting.push([kind, message]);
     if (message.boot !== this.state.boot) {
       this._waiting.push([kind, message]);

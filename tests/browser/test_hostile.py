@@ -25,7 +25,10 @@ def hostile_state() -> dict[str, Any]:
     attempt = {"node": HOSTILE[0], "rung": HOSTILE[0], "outcome": HOSTILE[0], "seconds": 1.0}
     return state(
         devices=[device(name=HOSTILE[0]), device(HOSTILE[3]), device("npu:2")],
-        models=[model(name, kind=name, device=name) for name in HOSTILE],
+        models=[
+            *(model(name, kind=name, device=name) for name in HOSTILE),
+            *(model(name) for name in HOSTILE[4:6]),
+        ],
         runs=[run(HOSTILE[0], spans, status=HOSTILE[0], attempts=[attempt])],
         receipts=[
             receipt(name, by=name, by_owner={name: GB}, errors=[name], device=name,
@@ -111,9 +114,10 @@ def test_hostile_text_is_inert(front: Front, page: Page):
     harmless(page)
     menu = page.evaluate(
         """() => { const node = app.graph.getNodeById(5) ?? app.graph.getNodeById('5');
-          return lowtide.menus.forNode(node).map((it) => it.content); }"""
+          return lowtide.menus.forNode(node)
+            .flatMap((it) => [it, ...(it.submenu?.options ?? [])]).map((it) => it.content); }"""
     )
-    assert len(menu) == 2 and not any(set("<>") & set(text) for text in menu), menu
+    assert len(menu) == 4 and not any(set("<>") & set(text) for text in menu), menu
     assert page.evaluate("() => window.hacked") is None
 
 

@@ -26,6 +26,7 @@ CONTROLS = """() => {
     .filter((it) => it.getClientRects().length && inside(it.getBoundingClientRect(), chip))
     .map((it) => it.outerHTML.slice(0, 160));
 }"""
+TOASTS = ".p-toast-message, [data-testid=toast]"
 BOX = """() => { const r = [...document.querySelectorAll('.lowtide-chip')]
   .find((it) => it.getClientRects().length).getBoundingClientRect();
   const at = document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2);
@@ -70,6 +71,7 @@ def inside_window(box: dict[str, Any]) -> bool:
 def test_the_page_at_1280_by_720(calm: Overlay, front: Front):
     page = calm.page
     page.wait_for_timeout(1500)
+    assert page.locator(TOASTS).count() == 0, page.locator(TOASTS).all_inner_texts()
     assert calm.chip.count() == 1
     box = page.evaluate(BOX)
     assert inside_window(box) and box["on_top"], box

@@ -8,7 +8,7 @@ const RIGHT = 12;
 const TOP = 20;
 const LANE_PX = 16;
 const AXIS_PX = 18;
-const LANES = 3;
+const LANES = 2;
 const GRID = 4;
 const LAYERS = [
   { at: 3, fill: "rgba(156, 163, 175, 0.35)", key: "others" },
@@ -41,7 +41,7 @@ export function layout(run, width, height) {
   );
   const figures = samples.flatMap((sample) => sample.slice(1)).filter((it) => typeof it === "number");
   const most = Math.max(run.peak_allocated ?? 0, ...spans.map((it) => it.peak_allocated ?? 0), ...figures, 1);
-  const bottom = Math.max(TOP + 40, height - AXIS_PX - LANES * LANE_PX);
+  const bottom = Math.max(TOP + 30, height - AXIS_PX - LANES * LANE_PX);
   return {
     width, height, bottom, end, most,
     x: (time) => LEFT + ((width - LEFT - RIGHT) * time) / end,

@@ -4,8 +4,10 @@ import { clean } from "../format.js";
 import { t } from "../texts.js";
 import { drawRun, peakSpan, spanText } from "./chart.js";
 
-const HEIGHT = 230;
 const LEAST_WIDTH = 360;
+const LEAST_HEIGHT = 150;
+const MOST_HEIGHT = 420;
+const LINE_PX = 28; // of the line of text below
 
 export class Chart {
   constructor(choose) {
@@ -35,15 +37,17 @@ export class Chart {
 
   /** Draw a run to the width there is; to be called while the element is in the page. */
   paint(run, chosen) {
+    const room = this.element.parentElement;
     const width = Math.max(LEAST_WIDTH, this.element.clientWidth || 0);
+    const height = Math.min(MOST_HEIGHT, Math.max(LEAST_HEIGHT, (room?.clientHeight ?? 0) - LINE_PX));
     const ratio = Math.min(2, window.devicePixelRatio || 1);
     this._canvas.width = width * ratio;
-    this._canvas.height = HEIGHT * ratio;
+    this._canvas.height = height * ratio;
     this._canvas.style.width = `${width}px`;
-    this._canvas.style.height = `${HEIGHT}px`;
+    this._canvas.style.height = `${height}px`;
     const ctx = this._canvas.getContext("2d");
     ctx.scale(ratio, ratio);
-    this._boxes = drawRun(ctx, run, width, HEIGHT, chosen);
+    this._boxes = drawRun(ctx, run, width, height, chosen);
     const span = peakSpan(run);
     const whose = span ? `#${clean(span.node, 20)} ${clean(span.class_type, 40)}` : "–";
     this._canvas.setAttribute(
