@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 from lowtide.memory.series import Series
@@ -39,5 +41,5 @@ def test_rows_of_a_full_series_are_evenly_apart() -> None:
     for at in range(1000):
         series.add((float(at), 1, 1, 1))
     times = [row[0] for row in series.rows()]
-    steps = {later - one for one, later in zip(times[:-1], times[1:], strict=True)}
+    steps = {later - one for one, later in itertools.pairwise(times)}
     assert len(steps) == 1 and 4 <= len(times) <= 8

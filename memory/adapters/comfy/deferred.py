@@ -77,16 +77,21 @@ def run() -> None:
                 _unwrap()
                 return
             future, work = _waiting.popleft()
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            future.set_result(work())
-        except LowtideError as refusal:
-            future.set_exception(refusal)
-        except BaseException as failure:  # what escapes would end the thread that runs the prompts
-            logger.exception("Lowtide could not do what the overlay asked for")
-            future.set_exception(LowtideError(f"it failed: {type(failure).__name__}"))
+            if not _waiting:
+                _unwrap()  # before anyone hears that it is done
+        if future.set_running_or_notify_cancel():
+            _do(future, work)
         del future, work
+
+
+def _do(future: Future[Any], work: Work) -> None:
+    try:
+        future.set_result(work())
+    except LowtideError as refusal:
+        future.set_exception(refusal)
+    except BaseException as failure:  # what escapes would end the thread that runs the prompts
+        logger.exception("Lowtide could not do what the overlay asked for")
+        future.set_exception(LowtideError(f"it failed: {type(failure).__name__}"))
 
 
 def forget() -> None:

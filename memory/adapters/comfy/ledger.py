@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from ...receipt import Receipt
@@ -28,14 +28,9 @@ _entries: deque[dict[str, Any]] = deque(maxlen=KEPT)
 
 def add(receipt: Receipt, by: str) -> dict[str, Any]:
     """Keep a receipt and show it to whoever is connected; the entry, as plain JSON values."""
-    found = receipt.to_dict()
-    found["by_owner"] = _named(found["by_owner"])
-    found["errors"] = [tidy.line(error) for error in found["errors"]]
-    for kind in ("holders", "host_holders"):
-        found[kind] = [{**holder, "owner": tidy.name(holder["owner"])} for holder in found[kind]]
-    return _keep(
-        {"at": time.time(), "by": tidy.line(by), "text": tidy.text(receipt.text()), **found}
-    )
+    plain = _tidied(receipt)
+    text = tidy.text(plain.text())
+    return _keep({"at": time.time(), "by": tidy.line(by), "text": text, **plain.to_dict()})
 
 
 def add_run(timeline: RunTimeline) -> dict[str, Any] | None:
@@ -81,9 +76,15 @@ def _keep(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _named(owners: dict[str, int]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for owner, held in owners.items():
+def _tidied(receipt: Receipt) -> Receipt:
+    owners: dict[str, int] = {}
+    for owner, held in receipt.by_owner.items():
         name = tidy.name(owner)
-        found[name] = found.get(name, 0) + held
-    return found
+        owners[name] = owners.get(name, 0) + held
+    return replace(
+        receipt,
+        by_owner=owners,
+        errors=tuple(map(tidy.line, receipt.errors)),
+        holders=tuple(replace(it, owner=tidy.name(it.owner)) for it in receipt.holders),
+        host_holders=tuple(replace(it, owner=tidy.name(it.owner)) for it in receipt.host_holders),
+    )

@@ -50,9 +50,7 @@ def test_in_order_and_what_fails_holds_up_nothing(queue: FakeQueue) -> None:
     def stops() -> None:
         raise SystemExit
 
-    futures = [
-        deferred.submit(it) for it in (fails, refuses, stops, lambda: done.append("last"))
-    ]
+    futures = [deferred.submit(it) for it in (fails, refuses, stops, lambda: done.append("last"))]
     queue.get_flags()
     assert done == ["fails", "last"]
     said = [str(it.exception(0)) for it in futures[:3]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
 
 
 def gaps(at: list[float]) -> list[float]:
-    return [later - one for one, later in zip(at[:-1], at[1:], strict=True)]
+    return [later - one for one, later in itertools.pairwise(at)]
 
 
 def test_no_thread_before_anyone_asks(rig: Rig) -> None:

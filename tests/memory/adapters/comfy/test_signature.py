@@ -52,9 +52,7 @@ def test_circles_and_long_chains_end() -> None:
         str(at): {"class_type": "A", "inputs": {"x": [str((at + 1) % 3), 0]}} for at in range(3)
     }
     assert signatures(circle) == {}
-    chain = {
-        str(at): {"class_type": "A", "inputs": {"x": [str(at + 1), 0]}} for at in range(5000)
-    }
+    chain = {str(at): {"class_type": "A", "inputs": {"x": [str(at + 1), 0]}} for at in range(5000)}
     assert len(set(signatures(chain).values())) == 5000
 
 

@@ -30,7 +30,9 @@ def test_a_name_is_bounded_and_acts_on_nothing(value: str, make, most: int) -> N
     assert not set(found) & set("\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029")
 
 
-@pytest.mark.parametrize("value", ["مرحبا", "שלום עולם", "モデル", "👩‍👩‍👧‍👦 🏳️‍🌈", "<img src=x onerror=alert(1)>"])
+@pytest.mark.parametrize(
+    "value", ["مرحبا", "שלום עולם", "モデル", "👩‍👩‍👧‍👦 🏳️‍🌈", "<img src=x onerror=alert(1)>"]
+)
 def test_letters_emoji_and_markup_stay_data(value: str) -> None:
     assert tidy.name(value) == tidy.line(value) == value
 
