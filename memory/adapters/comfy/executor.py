@@ -14,10 +14,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from ... import backend
+from ... import backend, override
 from ...levels import MemoryOptimizationConfig
-from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Release, Timelines
-from . import asked, between, moved, rescue, visits
+from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Listener, Release, Timelines
+from . import asked, between, deferred, moved, rescue, visits
 from .graph import moment_of, needed_patchers
 from .listening import listen
 from .prompt import Prompt
@@ -126,6 +126,11 @@ def timelines() -> list[dict[str, Any]]:
     return _timelines.all()
 
 
+def subscribe(listener: Listener) -> None:
+    """Have ``listener`` told of runs, as ``Timelines.subscribe`` does; follows none by itself."""
+    _timelines.subscribe(listener)
+
+
 def peak() -> int | None:
     """Highest bytes allocated on ComfyUI's device since the current prompt began.
 
@@ -147,7 +152,9 @@ def _guarded(step: Callable[[], object]) -> None:
 
 
 def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
-    if event == "execution_cached":
+    if event == "execution_start":
+        override.begin_run()
+    elif event == "execution_cached":
         _state["executor"] = weakref.ref(executor)
         _follow(executor, tuple(data.get("nodes", ())))
     elif event in _ENDS:
@@ -255,6 +262,7 @@ def _finished(node: str, prompt_id: str) -> None:
     prompt.always = prompt.always or between.any_has_policy("always")
     if prompt.executor is not None:
         _clean_after(node, prompt)
+        deferred.between_nodes()
 
 
 def _clean_after(node: str, prompt: Prompt) -> None:

@@ -35,6 +35,8 @@ PLACES = {
     "moments": ("npu",),
     "rescued": ("npu",),
     "asking": ("npu",),
+    "asked_for": ("npu",),
+    "overlay": ("npu", "cuda"),
     "receipts": ("npu",),
     "swallowed": ("npu",),
     "pages": ("npu",),
