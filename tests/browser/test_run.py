@@ -76,7 +76,7 @@ def test_the_chip_equals_the_counters(ran: tuple[Overlay, dict[str, Any]]):
     assert f"allocated {figures(counters['allocated'])}" in tooltip
     assert f"reserved {figures(counters['reserved'])}" in tooltip
     assert f"peak {figures(counters['peak_allocated'])}" in tooltip
-    assert "RAM" in overlay.chip_text()
+    assert "R " in overlay.chip_text() and "RAM: " in tooltip
 
 
 def test_badges_equal_the_peaks_of_the_nodes(ran: tuple[Overlay, dict[str, Any]]):

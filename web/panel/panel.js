@@ -97,6 +97,7 @@ export class Panel {
       this._view,
     );
     container.replaceChildren(this._root);
+    container.style.height = "100%"; // older frontends leave it as low as what is in it
     this._ask();
   }
 
