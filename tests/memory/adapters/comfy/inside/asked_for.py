@@ -77,7 +77,7 @@ class Worker:
         while not self.over:
             item = self.queue.get(timeout=1000.0)
             if item is not None:
-                item[0][1]()
+                item[0][2]()
                 self.queue.task_done(item[1], {}, None)
             self.queue.get_flags()
 
@@ -193,7 +193,7 @@ def case_while_a_prompt_runs_the_answer_is_that_it_will_be_done() -> None:
             begun.set()
             go_on.wait(20)
 
-        worker.queue.put((0, prompt))
+        worker.queue.put((0, "prompt", prompt, {}, []))
         assert begun.wait(10)
         for name, body in (("unload", {"id": row.id}), ("free", {"target": "vram"})):
             assert post(name, **body) == (200, {"queued": True})
