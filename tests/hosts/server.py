@@ -199,12 +199,18 @@ class Server:
         return f"http://127.0.0.1:{self._port}"
 
     # -- HTTP -----------------------------------------------------------------------------------
-    def fetch(self, path: str, data: object = None, method: str | None = None) -> bytes:
+    def fetch(
+        self,
+        path: str,
+        data: object = None,
+        method: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> bytes:
         """The body of an answer; raises urllib.error.HTTPError on a refusal."""
         request = urllib.request.Request(
             f"{self.url}{path}",
             data=None if data is None else json.dumps(data).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json"} if headers is None else headers,
             method=method,
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
