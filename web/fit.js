@@ -32,8 +32,9 @@ export class Fit {
         const answer = await this.actions.post("fit", { prompt: output });
         const nodes = answer.nodes ?? {};
         this.result = { workflow, at: Date.now() / 1000, fits: answer.fits, nodes };
-        const bad = Object.entries(nodes).filter(([, node]) => !node.fits);
-        if (!bad.length) return t("fit.all");
+        const bad = Object.entries(nodes).filter(([, node]) => node.fits === false);
+        const unknown = Object.values(nodes).filter((node) => node.fits === null).length;
+        if (!bad.length) return unknown ? t("fit.unknown", { count: unknown }) : t("fit.all");
         const [id, worst] = bad.reduce((a, b) => ((a[1].need ?? 0) >= (b[1].need ?? 0) ? a : b));
         this.actions.toast(
           "warn",
@@ -62,7 +63,7 @@ export class Fit {
     const found = new Map();
     if (this.result?.workflow !== workflow) return found;
     for (const [id, answer] of Object.entries(this.result.nodes)) {
-      if (answer.fits) continue;
+      if (answer.fits !== false) continue;
       for (const node of pathOf(root, id) ?? []) {
         if ((found.get(node)?.need ?? -1) < (answer.need ?? 0)) found.set(node, answer);
       }

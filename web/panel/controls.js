@@ -25,8 +25,9 @@ export function controls({ store, actions, fit }) {
   const send = async () => {
     const typed = budget.value.trim() === "" ? 0 : Number(budget.value);
     const wanted = Number.isFinite(typed) && typed > 0 ? Math.min(typed, MOST_GB) : null;
+    const sent = budget.value;
     await actions.next(level.value || null, wanted);
-    update(true);
+    update(budget.value === sent); // what was typed meanwhile stays
   };
   level.addEventListener("change", send);
   budget.addEventListener("change", send);

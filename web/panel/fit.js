@@ -1,5 +1,5 @@
 // View: the last fit check of the graph on the screen, those that won't fit first.
-import { bytes, clean } from "../format.js";
+import { bytes, clean, UNKNOWN } from "../format.js";
 import { pathOf, rootGraph } from "../peaks.js";
 import { t } from "../texts.js";
 
@@ -12,7 +12,8 @@ export const fit = {
   table({ app, fit: check }) {
     const columns = ["node", "need", "free", "verdict", "why", "remedy"];
     const entries = Object.entries(check.result?.nodes ?? {});
-    entries.sort(([, a], [, b]) => Number(a.fits) - Number(b.fits) || (b.need ?? 0) - (a.need ?? 0));
+    const rank = ({ fits }) => (fits === false ? 0 : 1);
+    entries.sort(([, a], [, b]) => rank(a) - rank(b) || (b.need ?? 0) - (a.need ?? 0));
     return {
       caption: t("fit.caption"),
       empty: check.busy ? t("fit.busy") : t("fit.empty"),
@@ -23,12 +24,12 @@ export const fit = {
       })),
       rows: entries.map(([id, node]) => ({
         key: id,
-        mark: !node.fits,
+        mark: node.fits === false,
         cells: [
           `#${clean(id, 20)} ${clean(pathOf(rootGraph(app), id)?.at(-1)?.title ?? "", 40)}`.trim(),
           bytes(node.need),
           bytes(node.free),
-          node.fits ? t("fit.yes") : t("fit.no"),
+          node.fits === null ? UNKNOWN : node.fits ? t("fit.yes") : t("fit.no"),
           clean(node.why ?? "", 200),
           clean(node.remedy ?? "", 200),
         ],

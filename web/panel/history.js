@@ -1,14 +1,17 @@
 // View: what the learning store knows of earlier runs on this machine, whatever its columns are.
-import { bytes, clean, seconds } from "../format.js";
+import { bytes, clean, deviation, seconds } from "../format.js";
 import { t } from "../texts.js";
 
 const SHOWN = 200;
-const BYTES = /(bytes|peak|predicted|measured|reserved|allocated|need|size|budget)$/;
-const SECONDS = /(seconds|time)$/;
+const BYTES = /(bytes|peak|predicted|measured|reserved|allocated|free)$/;
+const SECONDS = /seconds$/;
+const MOMENT = /^(at|latest|oldest)$/;
+const LEAST_UNIX = 1e9;
 
 function cell(key, value) {
   if (typeof value === "number") {
     if (BYTES.test(key) && Number.isInteger(value) && Math.abs(value) >= 1024) return bytes(value);
+    if (MOMENT.test(key) && value > LEAST_UNIX) return new Date(1000 * value).toLocaleString();
     if (SECONDS.test(key)) return seconds(value);
   }
   return clean(typeof value === "object" && value !== null ? JSON.stringify(value) : value, 80);
@@ -30,17 +33,24 @@ export const history = {
     const known = store.state.history;
     const rows = (known?.rows ?? []).slice(-SHOWN).reverse();
     const names = [...new Set(rows.flatMap((row) => Object.keys(row)))];
+    const compared = names.includes("predicted") && names.includes("measured");
     return {
       caption: t("history.caption"),
       empty: known ? t("history.empty") : t("history.none"),
-      columns: names.map((key) => ({
-        title: clean(key.replaceAll("_", " "), 30),
-        number: rows.some((row) => typeof row[key] === "number"),
-        outside: true,
-      })),
+      columns: [
+        ...names.map((key) => ({
+          title: clean(key.replaceAll("_", " "), 30),
+          number: rows.some((row) => typeof row[key] === "number"),
+          outside: true,
+        })),
+        ...(compared ? [{ title: t("history.error"), number: true }] : []),
+      ],
       rows: rows.map((row, index) => ({
         key: String(index),
-        cells: names.map((key) => cell(key, row[key])),
+        cells: [
+          ...names.map((key) => cell(key, row[key])),
+          ...(compared ? [deviation(row.predicted, row.measured)] : []),
+        ],
       })),
     };
   },
