@@ -57,6 +57,25 @@ def test_the_state_is_what_the_accelerator_and_comfyui_count(overlay: Server) ->
     assert 1 <= len(run["samples"]) <= 600
 
 
+@pytest.mark.devices("cpu", "cuda")
+def test_the_state_of_every_device(overlay: Server) -> None:
+    state(overlay)
+    loaded(overlay)
+    found, counters = state(overlay), overlay.counters()
+    (device,) = found["devices"]
+    assert device["id"].partition(":")[0] == overlay.device
+    assert device["allocated"] == counters.get("allocated")
+    assert 0 < device["free"] < device["total"]
+    assert {row["can_unload"] for row in found["models"]} == {overlay.device != "cpu"}
+    (row, *_) = found["models"]
+    if overlay.device == "cpu":
+        assert found["runs"][-1]["samples"] == []
+        assert refusal(overlay, "unload", {"id": row["id"]})[0] == 409
+    else:
+        assert ask(overlay, "unload", id=row["id"])["receipt"]["freed"] > 0
+        assert row["id"] not in {it["id"] for it in state(overlay)["models"]}
+
+
 def test_a_run_is_told_of_to_those_it_concerns(overlay: Server) -> None:
     first = state(overlay)
     graph = graphs.stock(CHECKPOINT, size=64, steps=1, seed=5)

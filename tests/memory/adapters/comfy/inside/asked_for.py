@@ -250,6 +250,44 @@ def case_a_budget_larger_than_the_device_is_refused_at_once() -> None:
         assert not override.next_runs()
 
 
+def case_the_routes_are_served_and_a_connection_is_noticed() -> None:
+    from aiohttp import test_utils, web
+    from lowtide.memory.adapters.comfy import events, routes
+
+    async def socket(request: web.Request) -> web.WebSocketResponse:
+        answer = web.WebSocketResponse()
+        await answer.prepare(request)
+        return answer
+
+    async def talk(server) -> list[object]:
+        server.app, server.routes = web.Application(), web.RouteTableDef()
+        assert routes.open_routes()
+        server.app.add_routes([*server.routes, web.get("/ws", socket)])
+        async with test_utils.TestClient(test_utils.TestServer(server.app)) as client:
+            seen: list[object] = []
+            keep, events.connected = events.connected, lambda: seen.append("connected")
+            try:
+                found = await client.get("/lowtide/state")
+                seen.append(found.headers["Cache-Control"])
+                (await found.json())["devices"]
+                body = b'{"prompt": {"1": "' + b"x" * (5 << 20) + b'"}}'
+
+                async def in_parts():
+                    for at in range(0, len(body), 1 << 16):
+                        yield body[at : at + (1 << 16)]
+
+                headers = {"Content-Type": "application/json"}
+                sent = await client.post("/lowtide/fit", data=in_parts(), headers=headers)
+                seen.append(sent.status)
+                await (await client.ws_connect("/ws")).close()
+            finally:
+                events.connected = keep
+            return seen
+
+    with Watched("one") as server:
+        assert asyncio.run(talk(server)) == ["no-store", 413, "connected"]
+
+
 def case_a_cached_force_cleanup_names_its_node() -> None:
     session.repeat_cleanup({"target": "vram", "unique_id": "7"})
     assert ledger.entries()[-1]["by"] == "node 7"

@@ -162,6 +162,52 @@ def case_a_rows_bytes_follow_an_unload() -> None:
         assert row.on_host == row.size - row.on_device
 
 
+def case_a_pipeline_has_a_row_and_leaves_by_it() -> None:
+    from lowtide.memory.adapters.comfy import freeing
+    from lowtide.memory.handles import LoadedPipeline
+
+    with Watched("one"):
+        loaded = LoadedPipeline(patcher().model, "/srv/secret/tiny\u202e")
+        (row,) = inventory.rows()
+        assert (row.name, row.kind, row.on_device) == ("tiny", "pipeline", 0)
+        assert row.on_host == row.size == loaded.size and row.streamed is None
+        loaded.pipeline.to(GPU)
+        inventory.recount()
+        (row,) = inventory.rows()
+        assert row.on_device == row.size and row.on_host == 0 and row.can_unload
+        receipt = freeing.unload(row.id)
+        assert receipt["freed"] >= row.size and "secret" not in repr(receipt)
+        (row,) = inventory.rows()
+        assert row.on_device == 0 == backend.allocated(GPU), "counted anew at once"
+        del loaded
+        assert inventory.rows() == []
+
+
+def case_kinds_and_pinned_memory() -> None:
+    def of(place: str, **members: object) -> str:
+        return inventory.kind_of(
+            type("Net", (torch.nn.Module,), {"__module__": place, **members})()
+        )
+
+    assert of("comfy.cldm.cldm") == of("comfy.t2i_adapter.adapter") == "control"
+    assert of("comfy.sd1_clip", encode_token_weights=None) == "clip"
+    assert of("elsewhere", encode=None, decode=None) == "vae"
+    assert of("comfy.clip_vision") == "other"
+    with Watched("one"):
+        one = patcher()
+        load(one)
+        (row,) = inventory.rows()
+        if not hasattr(one, "pinned"):
+            assert row.pinned is None
+            return
+        assert row.pinned == 0
+        one.pinned.add("diffusion_model.norm.weight")
+        one.partially_unload(one.offload_device, 1)  # looked through when it moved
+        (row,) = inventory.rows()
+        assert row.pinned == one.get_model_object("diffusion_model.norm.weight").nbytes
+        one.pinned.clear()
+
+
 def case_nothing_here_keeps_a_model_alive() -> None:
     from lowtide.memory.adapters.comfy import freeing
 
