@@ -81,11 +81,12 @@ export class Badges {
 
   /** The spans of a run, and for nodes it took from the cache those of the run before it. */
   _completed(run, runs, workflow, root) {
-    const spans = [...run.nodes];
+    const of = (it) => it.nodes.map((span) => ({ ...span, run: it.run }));
+    const spans = of(run);
     const seen = new Set(spans.map((span) => span.node));
     for (const earlier of runs.slice(0, runs.indexOf(run)).reverse()) {
       if (!earlier.nodes?.length || !this._owners.belongs(earlier, workflow, root)) continue;
-      for (const span of earlier.nodes) if (!seen.has(span.node)) spans.push(span);
+      spans.push(...of(earlier).filter((span) => !seen.has(span.node)));
       earlier.nodes.forEach((span) => seen.add(span.node));
     }
     return spans;

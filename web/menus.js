@@ -62,7 +62,7 @@ export class Menus {
       time: seconds(cost.seconds),
     });
     this.actions.toast("info", text);
-    void this.panel.open("timeline", String(node.id));
+    void this.panel.open("timeline", cost);
   }
 }
 

@@ -42,7 +42,7 @@ export function peakOf(span) {
 }
 
 /**
- * Node -> {peak, seconds, total, spans}. A node that runs twice, or stands in a subgraph that is used
+ * Node -> {peak, seconds, total, run, id}: `run` and `id` name its last span. A node that runs twice, or stands in a subgraph that is used
  * several times, has its highest peak; a subgraph's node has the highest of its nodes and their time.
  */
 export function costs(root, spans) {
@@ -53,11 +53,11 @@ export function costs(root, spans) {
     if (!path || classOf(path.at(-1)) !== span.class_type) continue;
     path.forEach((node, depth) => {
       const inner = depth < path.length - 1;
-      const entry = found.get(node) ?? { peak: null, seconds: 0, total: inner, spans: 0 };
+      const entry = found.get(node) ?? { peak: null, seconds: 0, total: inner };
       const peak = peakOf(span);
       if (peak !== null) entry.peak = Math.max(entry.peak ?? 0, peak);
       entry.seconds += span.seconds ?? 0;
-      entry.spans += 1;
+      if (!inner) Object.assign(entry, { run: span.run, id: span.node });
       found.set(node, entry);
     });
   }

@@ -220,7 +220,8 @@ def test_level_and_budget_go_to_the_next_run(ran: tuple[Overlay, dict[str, Any]]
     if not nodes_2:
         # What the graph itself says is "none": all weights on the device while it samples.
         asked = graphs.native(CHECKPOINT, "none")
-        overlay.server.queue(asked)
+        done = overlay.server.queue(asked)
+        assert done.succeeded, done.error
         applied = overlay.state()["runs"][-1]
         sampler = next(it for it in applied["nodes"] if it["class_type"] == "KSampler")
         whole = next(it for it in run["nodes"] if it["class_type"] == "KSampler")

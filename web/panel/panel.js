@@ -54,10 +54,11 @@ export class Panel {
     return Boolean(this._root?.isConnected && this._root.getClientRects().length);
   }
 
-  /** Show the panel, and a view of it. */
-  async open(view = null, node = null) {
-    if (view) this.view = VIEWS.find((known) => known.id === view) ?? this.view;
-    this.context.chosen.node = node;
+  /** Show a view, and of the timeline a run and one of its nodes. */
+  async open(view, { run = null, id = null } = {}) {
+    this.view = VIEWS.find((known) => known.id === view) ?? this.view;
+    this.context.chosen.run = run;
+    this.context.chosen.node = id;
     if (!this.isOpen) {
       const command = this.context.app.extensionManager?.command;
       await command?.execute(`Workspace.ToggleBottomPanelTab.${TAB}`);

@@ -69,13 +69,20 @@ def _sources(graph: Graph, node: str) -> list[str] | None:
 def _digest(graph: Graph, node: str, found: Mapping[str, str], setting: str) -> str:
     linked = links(graph[node])
     inputs = {
-        name: [found.get(linked[name][0], "missing"), linked[name][1]] if name in linked else value
+        name: [found.get(linked[name][0], "missing"), linked[name][1]]
+        if name in linked
+        else _plain(value)
         for name, value in graph[node]["inputs"].items()
         if name not in IGNORED
     }
-    plain = json.dumps(
+    text = json.dumps(
         [graph[node]["class_type"], inputs, setting],
         sort_keys=True,
         default=lambda it: str(type(it)),
     )
-    return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Whole numbers as integers: a browser sends 4 where ComfyUI, in place, makes it 4.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
