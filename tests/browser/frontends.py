@@ -7,6 +7,7 @@ fetched by pip once and unpacked into the tests' cache folder, never into a chec
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,9 @@ from lowtide.tests.hosts.checkpoints import cache_folder
 from lowtide.tests.hosts.comfyui import Installation, survey
 
 NEWEST = "1.58.1"
+NODES_2 = [1, 40]
+"""The first release whose HTML nodes show badges as they change (1.27 does not)."""
+
 _PACKAGE = "comfyui-frontend-package"
 
 
@@ -31,6 +35,11 @@ class Frontend:
     version: str
     installation: Installation
     separate: bool = False
+
+    @property
+    def has_nodes_2(self) -> bool:
+        """Whether it can draw nodes as HTML."""
+        return [int(part) for part in re.findall(r"\d+", self.version)][:2] >= NODES_2
 
     def arguments(self) -> tuple[str, ...]:
         """ComfyUI's start flags; raises Missing."""

@@ -212,11 +212,11 @@ def test_free_empties_the_device_and_leaves_a_receipt(ran: tuple[Overlay, dict[s
 def test_level_and_budget_go_to_the_next_run(ran: tuple[Overlay, dict[str, Any]], nodes_2: bool):
     overlay, run = ran
     panel = overlay.panel("models")
-    panel.locator('[data-key="level"]').select_option("ultra")
+    panel.locator('[data-key="level"]').select_option("aggressive")
     panel.locator('[data-key="budget"]').fill("1.5")
     panel.locator('[data-key="budget"]').press("Enter")
     overlay.wait("() => lowtide.store.state.next.budget_gb === 1.5")
-    assert overlay.state()["next"] == {"level": "ultra", "budget_gb": 1.5}
+    assert overlay.state()["next"] == {"level": "aggressive", "budget_gb": 1.5}
     if not nodes_2:
         # What the graph itself says is "none": all weights on the device while it samples.
         asked = graphs.native(CHECKPOINT, "none")
