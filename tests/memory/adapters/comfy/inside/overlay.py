@@ -95,6 +95,25 @@ def case_a_sample_is_what_the_accelerator_counts() -> None:
         assert found["allocated"] == 0 and found["peak"] >= 14 * MIB, "a peak is not forgotten"
 
 
+def case_pages_stand_beside_what_torch_counts() -> None:
+    with Watched("one"):
+        held = torch.zeros(5 * MIB, dtype=torch.uint8, device=DEVICE)
+        (plain,) = readings.devices()
+        keep, readings.dynamic.pages = readings.dynamic.pages, lambda device: 3 * MIB
+        try:
+            free, total = backend.mem_get_info(GPU)
+            info, backend.mem_get_info = (
+                backend.mem_get_info,
+                lambda device: (free - 9 * MIB, total),
+            )
+            (found,) = readings.devices()
+        finally:
+            readings.dynamic.pages, backend.mem_get_info = keep, info
+        assert found["pages"] == 3 * MIB and found["allocated"] == plain["allocated"] == held.nbytes
+        assert found["reserved"] == plain["reserved"] and found["others"] == 6 * MIB
+        del held
+
+
 def case_a_device_nobody_used_is_not_asked() -> None:
     keep = backend.is_initialized
     backend.is_initialized = lambda device: False
