@@ -169,6 +169,18 @@ def case_weights_in_eight_bits_and_their_originals_are_counted() -> None:
         assert row.fp8 == row.on_host == 0
 
 
+def case_the_cores_own_quantised_weights_are_counted_by_their_codes() -> None:
+    with Watched("one"):
+        one = patcher()
+        for block in one.model.diffusion_model.blocks:
+            weight = torch.nn.Parameter(block.weight, requires_grad=False)
+            weight._qdata = torch.zeros(weight.shape, dtype=torch.float8_e4m3fn)
+            block.weight = weight
+        load(one)
+        (row,) = inventory.rows()
+        assert row.fp8 == sum(it.weight.numel() for it in one.model.diffusion_model.blocks)
+
+
 def case_a_rows_bytes_follow_an_unload() -> None:
     with Watched("one"):
         one = patcher()
