@@ -42,8 +42,8 @@ class Sampler:
 
     Args:
         pages: gives the bytes a host keeps on the device outside of torch; called from the thread.
-        series: takes in what the allocator and the device hold, with those pages, at the thread's
-            samples and at its end; nothing on the CPU.
+        series: takes in what the allocator and the device hold at the thread's samples and at its
+            end; nothing on the CPU.
     """
 
     def __init__(
@@ -82,33 +82,27 @@ class Sampler:
         if not self._end.is_set():
             self._end.set()
             self._thread.join()
-            self._record(*self._sample())
+            self._record(self._sample())
 
     def _run(self) -> None:
-        self._record(*self._sample())
+        self._record(self._sample())
         while not self._end.wait(SAMPLE_SECONDS):
-            self._record(*self._sample())
+            self._record(self._sample())
 
-    def _sample(self) -> tuple[int | None, int | None]:
+    def _sample(self) -> int | None:
         device, host = _device_use(self._device), process_rss()
         pages = None if self._pages is None else self._pages()
         with self._lock:
             for mark in self._open:
                 mark._raise_to(device, host, pages)
-        return device, pages
+        return device
 
-    def _record(self, device: int | None, pages: int | None) -> None:
+    def _record(self, device: int | None) -> None:
         if self._series is None or not backend.is_initialized(self._device):
             return
         allocated, reserved = backend.held(self._device)
-        self._series.add(
-            (
-                round(time.perf_counter() - self._began, 3),
-                None if allocated is None else allocated + (pages or 0),
-                None if reserved is None else reserved + (pages or 0),
-                device,
-            )
-        )
+        seconds = round(time.perf_counter() - self._began, 3)
+        self._series.add((seconds, allocated, reserved, device))
 
 
 def _device_use(device: torch.device) -> int | None:

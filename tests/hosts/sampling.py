@@ -72,7 +72,7 @@ with tempfile.TemporaryDirectory() as folder, Installed(Encoding("tab")) as serv
     result["state"] = cost(state.read)
     sampler = Sampler(backend.device_of(rig.mm.get_torch_device()), series=Series())
     sampler.stop()
-    result["series"] = cost(lambda: sampler._record(*sampler._sample()))
+    result["series"] = cost(lambda: sampler._record(sampler._sample()))
     sizes = [size for event, size, _ in server.sent if event == events.SAMPLE]
     result["bytes"] = statistics.median(sizes)
     result["runs"] = len(executor.timelines())

@@ -139,7 +139,7 @@ def _look_through(patcher: Any, on_device: int) -> _Counted | None:
     if known is not None and known.key == key:
         return known
     try:
-        parameters = list(model.parameters())
+        parameters = [_stored(it) for it in model.parameters()]
         here = [*parameters, *model.buffers(), *_put_aside(patcher)]
         waiting = [
             tensor
@@ -178,10 +178,19 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of distinct storages."""
     found: dict[tuple[str, int], int] = {}
     for tensor in tensors:
-        if tensor.device.type != "meta":
+        if tensor.device.type == "meta":
+            continue
+        try:
             storage = tensor.untyped_storage()
             found[str(tensor.device), storage.data_ptr()] = storage.nbytes()
+        except (RuntimeError, NotImplementedError):  # a wrapper without a storage of its own
+            found[str(tensor.device), id(tensor)] = int(tensor.nbytes)
     return sum(found.values())
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    """What is kept of a weight: of the core's quantised ones their codes."""
+    return getattr(tensor, "_qdata", tensor)
 
 
 def _is_fp8(dtype: torch.dtype) -> bool:

@@ -1,7 +1,8 @@
 """What devices and host hold at one moment, as the overlay shows it.
 
-The same counters as the VRAM Monitor's. A device that was never used is not asked: to answer it
-would have to make a context, which takes memory.
+The same counters as the VRAM Monitor's, but DynamicVRAM's pages stand beside torch's figures and
+not in them, as they do beside a run's peaks. A device that was never used is not asked: to answer
+it would have to make a context, which takes memory.
 """
 
 from __future__ import annotations
@@ -47,8 +48,7 @@ def _device(device: torch.device, main: bool) -> dict[str, Any]:
     if not backend.is_initialized(device):
         names = ("allocated", "reserved", "free", "total", "others", "pages", "peak")
         return {"id": str(device), "name": device.type, **dict.fromkeys(names)}
-    pages = dynamic.pages(device)
-    found = snapshot(device).counting(pages)
+    pages, found = dynamic.pages(device), snapshot(device)
     note_peak(found.device, backend.peak_allocated(device))
     if main:
         note_peak(found.device, executor.peak())
@@ -59,7 +59,7 @@ def _device(device: torch.device, main: bool) -> dict[str, Any]:
         "reserved": found.reserved,
         "free": found.free,
         "total": found.total,
-        "others": found.reserved_by_others,
+        "others": found.counting(pages).reserved_by_others,
         "pages": pages,
         "peak": _peaks.get(found.device),
     }

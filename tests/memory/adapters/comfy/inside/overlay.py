@@ -95,6 +95,25 @@ def case_a_sample_is_what_the_accelerator_counts() -> None:
         assert found["allocated"] == 0 and found["peak"] >= 14 * MIB, "a peak is not forgotten"
 
 
+def case_pages_stand_beside_what_torch_counts() -> None:
+    with Watched("one"):
+        held = torch.zeros(5 * MIB, dtype=torch.uint8, device=DEVICE)
+        (plain,) = readings.devices()
+        keep, readings.dynamic.pages = readings.dynamic.pages, lambda device: 3 * MIB
+        try:
+            free, total = backend.mem_get_info(GPU)
+            info, backend.mem_get_info = (
+                backend.mem_get_info,
+                lambda device: (free - 9 * MIB, total),
+            )
+            (found,) = readings.devices()
+        finally:
+            readings.dynamic.pages, backend.mem_get_info = keep, info
+        assert found["pages"] == 3 * MIB and found["allocated"] == plain["allocated"] == held.nbytes
+        assert found["reserved"] == plain["reserved"] and found["others"] == 6 * MIB
+        del held
+
+
 def case_a_device_nobody_used_is_not_asked() -> None:
     keep = backend.is_initialized
     backend.is_initialized = lambda device: False
@@ -148,6 +167,18 @@ def case_weights_in_eight_bits_and_their_originals_are_counted() -> None:
         load(one)
         (row,) = inventory.rows()
         assert row.fp8 == row.on_host == 0
+
+
+def case_the_cores_own_quantised_weights_are_counted_by_their_codes() -> None:
+    with Watched("one"):
+        one = patcher()
+        for block in one.model.diffusion_model.blocks:
+            weight = torch.nn.Parameter(block.weight, requires_grad=False)
+            weight._qdata = torch.zeros(weight.shape, dtype=torch.float8_e4m3fn)
+            block.weight = weight
+        load(one)
+        (row,) = inventory.rows()
+        assert row.fp8 == sum(it.weight.numel() for it in one.model.diffusion_model.blocks)
 
 
 def case_a_rows_bytes_follow_an_unload() -> None:
