@@ -93,6 +93,16 @@ def reserved(device: torch.device) -> int | None:
     return None
 
 
+def held(device: torch.device) -> tuple[int | None, int | None]:
+    """(:func:`allocated`, :func:`reserved`) of one moment, by one question to the backend."""
+    if device.type not in _CACHING:
+        return allocated(device), reserved(device)
+    stats = module_of(device).memory_stats(device)
+    names = ("allocated_bytes.all.current", "reserved_bytes.all.current")
+    found = tuple(int(stats.get(name, 0)) for name in names)
+    return found[0], found[1]
+
+
 def peak_allocated(device: torch.device) -> int | None:
     """Highest :func:`allocated` since the last reset; ``None`` where it is not recorded."""
     if device.type in _CACHING:

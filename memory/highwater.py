@@ -7,6 +7,7 @@ Peaks shorter than the time between two samples can be missed.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 
 from . import backend
 from .host import process_rss
+from .series import Series
 
 SAMPLE_SECONDS = 0.1
 
@@ -40,11 +42,20 @@ class Sampler:
 
     Args:
         pages: gives the bytes a host keeps on the device outside of torch; called from the thread.
+        series: takes in what the allocator and the device hold at the thread's samples and at its
+            end; nothing on the CPU.
     """
 
-    def __init__(self, device: torch.device, pages: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        pages: Callable[[], int] | None = None,
+        series: Series | None = None,
+    ) -> None:
         self._device = device
         self._pages = pages
+        self._series = None if device.type == "cpu" else series
+        self._began = time.perf_counter()
         self._lock = threading.Lock()
         self._open: list[HighWater] = []
         self._end = threading.Event()
@@ -68,19 +79,30 @@ class Sampler:
 
     def stop(self) -> None:
         """End the thread. Marks keep what they have."""
-        self._end.set()
-        self._thread.join()
+        if not self._end.is_set():
+            self._end.set()
+            self._thread.join()
+            self._record(self._sample())
 
     def _run(self) -> None:
+        self._record(self._sample())
         while not self._end.wait(SAMPLE_SECONDS):
-            self._sample()
+            self._record(self._sample())
 
-    def _sample(self) -> None:
+    def _sample(self) -> int | None:
         device, host = _device_use(self._device), process_rss()
         pages = None if self._pages is None else self._pages()
         with self._lock:
             for mark in self._open:
                 mark._raise_to(device, host, pages)
+        return device
+
+    def _record(self, device: int | None) -> None:
+        if self._series is None or not backend.is_initialized(self._device):
+            return
+        allocated, reserved = backend.held(self._device)
+        seconds = round(time.perf_counter() - self._began, 3)
+        self._series.add((seconds, allocated, reserved, device))
 
 
 def _device_use(device: torch.device) -> int | None:

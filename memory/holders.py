@@ -133,11 +133,12 @@ def _owner_of(starts: list[Any], ours: list[_Group]) -> str:
     seen: set[int] = set(ignored)
     inner: list[Any] = []
     for _ in range(LEVELS):
-        frame = sys._getframe()
+        # By its id: a frame that refers to itself would keep the tensors until it is collected.
+        here = id(sys._getframe())
         outer = [
             one
             for one in gc.get_referrers(*level)
-            if id(one) not in seen and one is not level and one is not inner and one is not frame
+            if id(one) not in seen and one is not level and one is not inner and id(one) != here
         ]
         # A class or an instance refers to its dictionary, and only that to the value.
         held = [*level, *inner]
@@ -154,15 +155,20 @@ def _owner_of(starts: list[Any], ours: list[_Group]) -> str:
 def _running(starts: list[Any]) -> str | None:
     """The running function that holds one of ``starts``; the collector does not know frames."""
     wanted = {id(one) for one in starts}
-    for frame in sys._current_frames().values():
-        current: types.FrameType | None = frame
-        while current is not None:
+    frames = list(sys._current_frames().values())
+    try:
+        while frames:
+            current = frames.pop()
             if current.f_globals.get("__name__") != __name__ and any(
                 id(value) in wanted for value in list(current.f_locals.values())
             ):
                 return _name(current, starts)
-            current = current.f_back
-    return None
+            if current.f_back is not None:
+                frames.append(current.f_back)
+        return None
+    finally:
+        frames.clear()  # this function's own is among them
+        current = None  # type: ignore[assignment]
 
 
 def _rank(name: str) -> int:

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import override
 from .adjust import adjust, check_config
 from .automatic import resolve_level
 from .errors import BudgetError, ConfigError
@@ -35,8 +36,8 @@ __all__ = [
     "choose",
     "detection_fingerprint",
     "force_cleanup",
-    "listen_for_answers",
     "monitor",
+    "open_to_the_browser",
     "optimize_native",
 ]
 
@@ -53,6 +54,7 @@ def choose(
 ) -> tuple[MemoryOptimizationConfig, str]:
     """The configuration of a level, a budget in GB (0 = none) and a cleanup policy, and why.
 
+    What the overlay has set for this run takes the place of level and budget.
     ``rescue`` (on, off, ask) is no part of it: the graph's running prompt is asked for it.
 
     Raises:
@@ -61,6 +63,7 @@ def choose(
     """
     if rescue not in CHOICES:
         raise ConfigError(f"unknown rescue {rescue!r}; choose one of: {', '.join(CHOICES)}")
+    level, budget_gb, instead = override.instead_of(level, budget_gb)
     parsed = OptimizationLevel.parse(level)
     found = _detect()
     budget = _budget(budget_gb, found)
@@ -69,7 +72,7 @@ def choose(
     else:
         config = MemoryOptimizationConfig.from_level(parsed)
     config = config.replace(budget_bytes=budget, cleanup=cleanup)
-    said = [_describe(config, found), f"Rescue: {_RESCUES[rescue]}", *_device_notes()]
+    said = [_describe(config, found), f"Rescue: {_RESCUES[rescue]}", *instead, *_device_notes()]
     return config, "\n".join(said)
 
 
@@ -77,14 +80,19 @@ def detection_fingerprint(level: str) -> str:
     """Changes when the answer of ``choose`` could: the device, its size, the level they give.
 
     Free memory is left out on purpose: it changes with every run, and the level does not follow
-    it. Never raises, for ComfyUI calls it before the node runs.
+    it. An override from the overlay is part of it. Never raises, for ComfyUI calls it before the
+    node runs.
     """
+    forced = override.in_force()
+    instead = f" {forced.text()}" if forced else ""
     try:
         found = _detect()
-        chosen, _, cpu_mode = resolve_level(level, found.total, unified=found.unified)
+        chosen, _, cpu_mode = resolve_level(
+            forced.level or level, found.total, unified=found.unified
+        )
     except (ValueError, RuntimeError) as error:
-        return f"{type(error).__name__}"
-    return f"{found.device} {found.name} {found.total} {chosen.value} {cpu_mode}"
+        return f"{type(error).__name__}{instead}"
+    return f"{found.device} {found.name} {found.total} {chosen.value} {cpu_mode}{instead}"
 
 
 @dataclass(frozen=True)
@@ -135,8 +143,8 @@ def optimize_native(
     return NativeResult(model, clip, vae, report, control_net)
 
 
-def listen_for_answers() -> None:
-    """Let the browser answer Lowtide's questions; nothing outside ComfyUI's server.
+def open_to_the_browser() -> None:
+    """Let the browser ask, and answer Lowtide's questions; nothing outside ComfyUI's server.
 
     For the pack's nodes to call when ComfyUI loads them, before the server starts. Never raises.
     """
@@ -144,12 +152,12 @@ def listen_for_answers() -> None:
 
     if not comfy.present():
         return
-    from .adapters.comfy import asking
+    from .adapters.comfy import routes
 
     try:
-        asking.open_route()
-    except Exception:  # without it a question is a no, and all else works
-        logger.exception("Lowtide's questions cannot be answered here")
+        routes.open_routes()
+    except Exception:  # without them a question is a no, and all but the overlay works
+        logger.exception("Lowtide's overlay is not served here")
 
 
 def begin_to_follow() -> None:
@@ -199,24 +207,36 @@ def force_cleanup(
     if target not in CLEANUP_TARGETS:
         raise ConfigError(f"unknown target {target!r}; choose one of: {', '.join(CLEANUP_TARGETS)}")
     from .adapters import comfy
-    from .teardown import teardown
 
     if comfy.present() and node_id is not None:
         from .adapters.comfy import executor
 
         executor.revisit(node_id, "LowtideForceCleanup", repeat_cleanup)
-    names = [name.strip() for name in keep.split(",") if name.strip()]
-    receipt = teardown(vram=target != "ram", ram=target != "vram", keep=names)
-    return receipt.text(), receipt.to_dict()
+    return _clean_up(target, node_id, keep)
 
 
 def repeat_cleanup(inputs: dict[str, Any]) -> dict[str, list[Any]]:
     """The cleanup of a cached node, with the inputs its graph has now; what the node shows."""
     target, keep = inputs.get("target", "vram"), inputs.get("keep", "")
-    text, receipt = force_cleanup(
-        target if target in CLEANUP_TARGETS else "vram", keep=keep if isinstance(keep, str) else ""
+    target, keep = (
+        target if target in CLEANUP_TARGETS else "vram",
+        keep if isinstance(keep, str) else "",
     )
+    text, receipt = _clean_up(target, inputs.get("unique_id"), keep)
     return {"text": [text], "receipt": [receipt]}
+
+
+def _clean_up(target: str, node_id: str | None, keep: str) -> tuple[str, dict[str, Any]]:
+    from .adapters import comfy
+    from .teardown import teardown
+
+    names = [name.strip() for name in keep.split(",") if name.strip()]
+    receipt = teardown(vram=target != "ram", ram=target != "vram", keep=names)
+    if comfy.present():
+        from .adapters.comfy import ledger
+
+        ledger.add(receipt, "a node" if node_id is None else f"node {node_id}")
+    return receipt.text(), receipt.to_dict()
 
 
 def _detect() -> DeviceSnapshot:

@@ -57,7 +57,7 @@ def teardown(*, vram: bool, ram: bool, keep: Iterable[str] = ()) -> Receipt:
         drop_results_after_this_run(unload=vram)
     last = release(device=device, host=ram, collect=True)
     after = Reading.of(device)
-    _add_the_rest(owners, before, after, last.by_owner.get(OTHERS, 0))
+    add_the_rest(owners, before, after, last.by_owner.get(OTHERS, 0))
     return replace(
         last,
         before=before,
@@ -126,7 +126,7 @@ def _drop_buffers(owners: dict[str, int], device: torch.device) -> None:
         owners[BUFFERS] = freed
 
 
-def _add_the_rest(
+def add_the_rest(
     owners: dict[str, int], before: Reading, after: Reading, unreferenced: int
 ) -> None:
     """Name what no model owned, so that the sum is the fall of ``reserved``.

@@ -5,10 +5,16 @@ Written by the host's adapter, from the thread that runs the graph, and read by 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from .series import Series
+
+logger = logging.getLogger("lowtide")
 
 KEPT = 20
 """Runs remembered, the oldest forgotten first."""
@@ -114,6 +120,8 @@ class RunTimeline:
     nodes: list[NodeSpan] = field(default_factory=list)
     releases: list[Release] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
+    samples: Series = field(default_factory=Series)
+    """Seconds, bytes allocated, reserved and used of the whole device, sampled."""
 
     def of(self, node: str) -> NodeSpan | None:
         """The last span of a node, if it ran."""
@@ -121,7 +129,17 @@ class RunTimeline:
 
     def to_dict(self) -> dict[str, Any]:
         """The run as plain JSON values."""
-        return asdict(self)
+        plain: dict[str, Any] = {it.name: getattr(self, it.name) for it in fields(self)}
+        for name in ("nodes", "releases", "attempts"):
+            plain[name] = [asdict(event) for event in plain[name]]
+        plain["samples"] = self.samples.rows()
+        return plain
+
+
+Event = NodeSpan | Release | Attempt
+
+Listener = Callable[[RunTimeline, "Event | None"], None]
+"""Is told of a run that began or ended (``None``; its status says which) and of its events."""
 
 
 class Timelines:
@@ -130,13 +148,28 @@ class Timelines:
     def __init__(self, kept: int = KEPT) -> None:
         self._lock = threading.Lock()
         self._runs: deque[RunTimeline] = deque(maxlen=kept)
+        self._listeners: tuple[Listener, ...] = ()
+
+    def subscribe(self, listener: Listener) -> None:
+        """Have ``listener`` told of all that happens from now on, in the writer's thread.
+
+        What it raises is logged and goes no further.
+        """
+        with self._lock:
+            if listener not in self._listeners:
+                self._listeners += (listener,)
 
     def begin(self, timeline: RunTimeline) -> None:
         """Add a run, which its owner goes on to fill."""
         with self._lock:
             self._runs.append(timeline)
+        self._tell(timeline, None)
 
-    def add(self, timeline: RunTimeline, event: NodeSpan | Release | Attempt) -> None:
+    def end(self, timeline: RunTimeline) -> None:
+        """A run is over, and all is known of it."""
+        self._tell(timeline, None)
+
+    def add(self, timeline: RunTimeline, event: Event) -> None:
         """Append a node that ended, a model that left, or another attempt of a node."""
         with self._lock:
             if isinstance(event, NodeSpan):
@@ -145,6 +178,7 @@ class Timelines:
                 timeline.releases.append(event)
             else:
                 timeline.attempts.append(event)
+        self._tell(timeline, event)
 
     def all(self) -> list[dict[str, Any]]:
         """Copies of the runs as plain JSON values, the latest last."""
@@ -160,3 +194,10 @@ class Timelines:
         """Forget every run."""
         with self._lock:
             self._runs.clear()
+
+    def _tell(self, timeline: RunTimeline, event: Event | None) -> None:
+        for listener in self._listeners:
+            try:
+                listener(timeline, event)
+            except Exception:
+                logger.exception("a listener to Lowtide's timeline failed")

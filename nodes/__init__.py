@@ -14,4 +14,4 @@ for _family in (levels, settings, optimize, diffusers, monitor, cleanup):
     NODE_CLASS_MAPPINGS.update(_family.NODE_CLASS_MAPPINGS)
     NODE_DISPLAY_NAME_MAPPINGS.update(_family.NODE_DISPLAY_NAME_MAPPINGS)
 
-session.listen_for_answers()
+session.open_to_the_browser()

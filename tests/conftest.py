@@ -42,6 +42,7 @@ _register_checkout()
 
 from lowtide.tests import groups  # noqa: E402
 from lowtide.tests.accelerator.fixtures import *  # noqa: E402, F403
+from lowtide.tests.browser import plugin as browser_plugin  # noqa: E402
 from lowtide.tests.hosts import plugin as hosts_plugin  # noqa: E402
 
 
@@ -50,3 +51,4 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.hasplugin("xdist"):
         config.pluginmanager.register(groups, "lowtide-groups")
     config.pluginmanager.register(hosts_plugin, "lowtide-hosts")
+    config.pluginmanager.register(browser_plugin, "lowtide-browser")

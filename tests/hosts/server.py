@@ -101,6 +101,7 @@ class Server:
     def start(self, timeout: float = 480.0) -> None:
         """Returns once the server answers; raises HostError with the log's end otherwise.
 
+        Started again after ``stop``, it listens where it did before.
         The time allows for compiling the simulated accelerator, which the first boot may do.
         """
         for name in FOLDERS:
@@ -110,9 +111,10 @@ class Server:
         shutil.copy(Path(__file__).with_name("probe_node.py"), nodes / "lowtide_test_probe.py")
         if not (nodes / self.folder).exists():
             (nodes / self.folder).symlink_to(PACK, target_is_directory=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        if not self._port:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self._port = probe.getsockname()[1]
         with open(self.log_path, "wb") as log:
             self._process = subprocess.Popen(
                 self._command(),
@@ -192,13 +194,23 @@ class Server:
             return ""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
     # -- HTTP -----------------------------------------------------------------------------------
-    def fetch(self, path: str, data: object = None, method: str | None = None) -> bytes:
+    def fetch(
+        self,
+        path: str,
+        data: object = None,
+        method: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> bytes:
         """The body of an answer; raises urllib.error.HTTPError on a refusal."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self._port}{path}",
+            f"{self.url}{path}",
             data=None if data is None else json.dumps(data).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json"} if headers is None else headers,
             method=method,
         )
         with urllib.request.urlopen(request, timeout=60) as answer:

@@ -6,6 +6,7 @@ import time
 import torch
 from lowtide.memory import backend, highwater
 from lowtide.memory.highwater import Sampler
+from lowtide.memory.series import Series
 from lowtide.memory.units import MIB
 
 
@@ -80,3 +81,28 @@ def test_pages_outside_of_torch_are_sampled_where_somebody_counts_them(accelerat
     plain = Sampler(accelerator.device)
     assert plain.close(plain.open()).pages is None
     plain.stop()
+
+
+def test_a_series_shows_what_was_held_meanwhile(accelerator, monkeypatch):
+    monkeypatch.setattr(highwater, "SAMPLE_SECONDS", 0.001)
+    series, start = Series(), backend.held(accelerator.device)
+    assert start == (backend.allocated(accelerator.device), backend.reserved(accelerator.device))
+    sampler = Sampler(accelerator.device, series=series)
+    held = torch.zeros(40 * MIB, dtype=torch.uint8, device=accelerator.device)
+    time.sleep(0.1)
+    del held
+    sampler.stop()
+    rows = series.rows()
+    assert max(row[1] for row in rows) == start[0] + 40 * MIB
+    assert all(row[2] >= row[1] for row in rows)
+    assert max(row[3] for row in rows) >= 40 * MIB
+    assert rows[-1][1] == start[0], "the end is sampled, too"
+    count = len(rows)
+    sampler.stop()
+    assert len(series.rows()) == count
+
+
+def test_the_cpu_has_no_series():
+    series = Series()
+    Sampler(torch.device("cpu", 0), series=series).stop()
+    assert series.rows() == []

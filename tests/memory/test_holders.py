@@ -1,6 +1,8 @@
 """Who holds device memory: found by name, wherever the tensor is kept."""
 
+import gc
 import types
+import weakref
 
 import pytest
 import torch
@@ -117,3 +119,15 @@ def test_objects_that_lie_about_their_class_are_not_asked(accelerator):
     liar = Liar()
     assert holders(accelerator.device) == []
     del liar
+
+
+def test_a_look_keeps_nothing_alive(accelerator):
+    held = [torch.zeros(MIB, dtype=torch.uint8, device=accelerator.device)]
+    gone = weakref.ref(held[0])
+    gc.disable()
+    try:
+        assert holders(accelerator.device)
+        held.clear()
+        assert gone() is None, "without a collection"
+    finally:
+        gc.enable()

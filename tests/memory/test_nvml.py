@@ -149,3 +149,22 @@ def test_it_is_closed_as_often_as_it_was_opened(library: Library) -> None:
 def test_without_the_package_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert nvml.read(card(uuid=UUID)) is None
+
+
+def test_the_library_stays_between_readings_while_it_is_held(library: Library) -> None:
+    with nvml.held():
+        for _ in range(3):
+            nvml.read(card(uuid=UUID))
+            assert library.open == 1
+    assert library.open == 0
+
+
+def test_holding_what_is_not_there_does_nothing(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.fails = {"init"}
+    with nvml.held():
+        assert library.open == 0
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with nvml.held():
+        assert nvml.read(card(uuid=UUID)) is None

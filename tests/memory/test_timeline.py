@@ -63,3 +63,29 @@ def test_reading_while_another_thread_writes():
         json.dumps(kept.all())
     thread.join()
     assert len(kept.all()) == 2
+
+
+def test_a_listener_hears_of_a_run_from_its_beginning_to_its_end():
+    kept, one, heard = Timelines(), run(), []
+
+    def listener(*said):
+        heard.append(said)
+
+    kept.subscribe(lambda *said: 1 / 0)
+    kept.subscribe(listener)
+    kept.subscribe(listener)
+    kept.begin(one)
+    kept.add(one, span("1"))
+    one.status = "done"
+    kept.end(one)
+    assert [(it.run, event and event.node) for it, event in heard] == [
+        ("a", None),
+        ("a", "1"),
+        ("a", None),
+    ]
+
+
+def test_samples_are_part_of_a_run():
+    one = run()
+    one.samples.add((0.0, 1, 2, 3))
+    assert json.loads(json.dumps(one.to_dict()))["samples"] == [[0.0, 1, 2, 3]]

@@ -7,17 +7,16 @@ comes back over a route of ours. Without a browser, or without an answer in time
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any
+
+from . import prompt_server
 
 logger = logging.getLogger("lowtide")
 
 EVENT = "lowtide.rescue"
-ROUTE = "/lowtide/rescue"
 SECONDS = 120.0
 """Longest the queue waits for an answer."""
 
@@ -31,25 +30,6 @@ class _Question:
 
 
 _open: dict[str, _Question] = {}
-
-
-def open_route() -> bool:
-    """Let answers in; False where ComfyUI's server is not. To be called before it starts."""
-    server = _server()
-    if server is None:
-        return False
-    from aiohttp import web
-
-    async def receive(request: Any) -> Any:
-        try:
-            said = await request.json()
-            found = answer(str(said["question"]), said["yes"] is True)
-        except (ValueError, KeyError, TypeError):
-            return web.Response(status=400)
-        return web.Response(status=200 if found else 404)
-
-    server.routes.post(ROUTE)(receive)
-    return True
 
 
 def answer(question: str, yes: bool) -> bool:
@@ -69,7 +49,7 @@ def ask(node: str, does: str, seconds: float = SECONDS) -> bool:
     """
     import comfy.model_management as mm
 
-    server = _server()
+    server = prompt_server.instance()
     if server is None or server.client_id is None:
         logger.warning("node %s is out of memory, and no browser is there to be asked", node)
         return False
@@ -87,7 +67,3 @@ def ask(node: str, does: str, seconds: float = SECONDS) -> bool:
         del _open[name]
     logger.warning("node %s is out of memory, and nobody said that it may run again", node)
     return False
-
-
-def _server() -> Any:
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

@@ -14,13 +14,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from ... import backend
+from ... import backend, override
 from ...levels import MemoryOptimizationConfig
-from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Release, Timelines
-from . import asked, between, host_copies, moved, rescue, visits
+from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Listener, Release, Timelines
+from . import asked, between, deferred, host_copies, moved, rescue, visits
 from .graph import moment_of, needed_patchers
 from .listening import listen
-from .patchers import residency_of
 from .prompt import Prompt
 from .spans import Recorder
 
@@ -129,6 +128,11 @@ def timelines() -> list[dict[str, Any]]:
     return _timelines.all()
 
 
+def subscribe(listener: Listener) -> None:
+    """Have ``listener`` told of runs, as ``Timelines.subscribe`` does; follows none by itself."""
+    _timelines.subscribe(listener)
+
+
 def peak() -> int | None:
     """Highest bytes allocated on ComfyUI's device since the current prompt began.
 
@@ -150,7 +154,9 @@ def _guarded(step: Callable[[], object]) -> None:
 
 
 def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
-    if event == "execution_cached":
+    if event == "execution_start":
+        override.begin_run()
+    elif event == "execution_cached":
         _state["executor"] = weakref.ref(executor)
         _follow(executor, tuple(data.get("nodes", ())))
     elif event in _ENDS:
@@ -200,14 +206,8 @@ def _follow_running() -> None:
 
 
 def _leaves_soon(patcher: Any) -> bool:
-    """Whether a model that is loaded now leaves within this prompt, and stays on the host then."""
     prompt: Prompt | None = _state["prompt"]
-    if prompt is None or prompt.config.cleanup_host:
-        return False
-    residency = residency_of(patcher)
-    if residency is None:
-        return prompt.always
-    return residency.leave or residency.cleanup == "always"
+    return prompt is not None and prompt.leaves_soon(patcher)
 
 
 def _wants_rescue() -> bool:
@@ -269,6 +269,7 @@ def _finished(node: str, prompt_id: str) -> None:
     prompt.always = prompt.always or between.any_has_policy("always")
     if prompt.executor is not None:
         _clean_after(node, prompt)
+        deferred.between_nodes()
 
 
 def _clean_after(node: str, prompt: Prompt) -> None:

@@ -174,6 +174,11 @@ def pinned_bytes() -> int:
     return int(getattr(mm, "TOTAL_PINNED_MEMORY", 0))
 
 
+def any_samples() -> bool:
+    """Whether a loaded model is in the middle of a sampling."""
+    return any(map(_samples, _patchers()))
+
+
 def _samples(patcher: Any) -> bool:
     """Whether a sampling of this patcher's model has begun and not ended."""
     return getattr(patcher.model, "current_patcher", None) is not None

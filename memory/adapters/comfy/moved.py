@@ -8,6 +8,7 @@ models ComfyUI does not manage) and DynamicVRAM's pages are not counted.
 from __future__ import annotations
 
 import functools
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Moved:
 
 _count = [0, 0]
 _resident: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_used: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 _undo: list[Callable[[], None]] = []
 
 
@@ -71,6 +73,11 @@ def uncopied(size: int) -> None:
         _count[1] -= size
 
 
+def last_used(model: Any) -> float | None:
+    """Unix time at which ComfyUI last wanted the model on its device; ``None`` = not seen."""
+    return _used.get(model)
+
+
 def update() -> None:
     """Take in what changed without a load or an unload, such as a cap that moved."""
     import comfy.model_management as mm
@@ -106,6 +113,8 @@ def _around(original: Any) -> Any:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         patcher = self.model
         _look(patcher)
+        if original.__name__ == "model_load" and patcher is not None:
+            _used[patcher.model] = time.time()
         try:
             return original(self, *args, **kwargs)
         finally:

@@ -8,6 +8,7 @@ from typing import Any
 from ...levels import MemoryOptimizationConfig
 from ...rescue import TRIES, ladder
 from . import asking
+from .patchers import residency_of
 from .spans import Recorder
 
 
@@ -36,6 +37,15 @@ class Prompt:
     def policy(self) -> str:
         """The cleanup policy of a model that has none of its own."""
         return "always" if self.always else "off"
+
+    def leaves_soon(self, patcher: Any) -> bool:
+        """Whether a model that is loaded now leaves within this prompt, and stays on the host."""
+        if self.config.cleanup_host:
+            return False
+        residency = residency_of(patcher)
+        if residency is None:
+            return self.always
+        return residency.leave or residency.cleanup == "always"
 
     def agreed(self, node: str) -> bool:
         """Whether a node that is out of memory may run again; asks, where that is the setting."""

@@ -59,11 +59,11 @@ class Recorder:
         self._began = time.perf_counter()
         self._open: dict[str, _Open] = {}
         pages = (lambda: dynamic.pages(device)) if dynamic.active() else None
-        self._sampler = Sampler(device, pages)
+        self.timeline = RunTimeline(run, str(device), time.time(), cached=cached)
+        self._sampler = Sampler(device, pages, self.timeline.samples)
         self._moved = moved.read()
         self._mark = self._sampler.open()
         self._window = PeakWindow(device)
-        self.timeline = RunTimeline(run, str(device), time.time(), cached=cached)
         timelines.begin(self.timeline)
 
     def start(self, node: str) -> None:
@@ -143,6 +143,7 @@ class Recorder:
         timeline.after_reserved = backend.reserved(self._device)
         timeline.seconds = self._now()
         timeline.status = status
+        self._timelines.end(timeline)
 
     def _suspend(self, found: _Open) -> None:
         if found.step is not None:

@@ -35,6 +35,7 @@ def visit(executor: Any, registry: Any, node: str, prompt_id: str) -> None:
     if action is None:
         return
     inputs = {name: value for name, value in found["inputs"].items() if not _is_link(value)}
+    inputs["unique_id"] = node  # as ComfyUI names it to a node that runs
     _show(executor, registry, node, prompt_id, action(inputs))
 
 

@@ -36,6 +36,8 @@ PLACES = {
     "copies": ("npu", "cuda"),
     "rescued": ("npu",),
     "asking": ("npu",),
+    "asked_for": ("npu",),
+    "overlay": ("npu", "cuda"),
     "receipts": ("npu",),
     "swallowed": ("npu",),
     "pages": ("npu",),

@@ -1,0 +1,118 @@
+"""ComfyUI's own estimates of what samplers and VAEs take, for models its cache already holds.
+
+The core makes room by these figures before a model computes; they are rough, and on the safe side.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...units import format_bytes
+from . import executor, visits
+from .nodes_measured import last_signatures
+from .patchers import residency_of
+from .signature import Graph, links, well_formed
+
+logger = logging.getLogger("lowtide")
+
+_BACK = 64
+"""Nodes that are walked back from a sampler to the one that says how large its image is."""
+
+Found = tuple[int, str]
+
+
+def estimate(graph: Graph, node: str, named: Mapping[str, str]) -> Found | None:
+    """Bytes by the core's estimate: weights and computing; ``None`` where it has none."""
+    try:
+        linked = links(graph[node])
+        if "model" in linked and "latent_image" in linked:
+            return _sampling(graph, linked, named)
+        if "vae" in linked and "samples" in linked:
+            return _decoding(graph, linked, named)
+    except Exception:  # a foreign model may lack whatever is asked of it
+        logger.debug("no estimate for node %s", node, exc_info=True)
+    return None
+
+
+def _sampling(
+    graph: Graph, linked: Mapping[str, tuple[str, int]], named: Mapping[str, str]
+) -> Found | None:
+    model = _cached(linked["model"], named)
+    if model is None or not hasattr(model, "model_size"):
+        return None
+    latent = model.model.latent_format
+    scale = int(getattr(latent, "spacial_downscale_ratio", 8))
+    shape = _latent_shape(graph, linked["latent_image"], named, latent.latent_channels, scale)
+    if shape is None:
+        return None
+    computing = int(model.model.memory_required([shape[0] * 2, *shape[1:]]))
+    return _sum("ComfyUI's estimate for sampling", _weights(model), computing)
+
+
+def _decoding(
+    graph: Graph, linked: Mapping[str, tuple[str, int]], named: Mapping[str, str]
+) -> Found | None:
+    vae = _cached(linked["vae"], named)
+    if vae is None or not hasattr(vae, "memory_used_decode"):
+        return None
+    channels, scale = int(vae.latent_channels), int(vae.spacial_compression_decode())
+    shape = _latent_shape(graph, linked["samples"], named, channels, scale)
+    if shape is None:
+        return None
+    computing = int(vae.memory_used_decode(shape, vae.vae_dtype))
+    return _sum("ComfyUI's estimate for decoding", _weights(vae.patcher), computing)
+
+
+def _sum(what: str, weights: int, computing: int) -> Found:
+    why = f"{what}: {format_bytes(weights)} of weights, {format_bytes(computing)} beside them"
+    return weights + computing, why
+
+
+def _weights(patcher: Any) -> int:
+    """Bytes of weights on the device: all, or what a cap of Lowtide's leaves there."""
+    size, residency = int(patcher.model_size()), residency_of(patcher)
+    if residency is None or residency.cap is None:
+        return size
+    return min(size, residency.cap + residency.streaming)
+
+
+def _cached(link: tuple[str, int], named: Mapping[str, str]) -> Any:
+    """What the cache holds of a node's output, if it is the same node still."""
+    source, socket = link
+    caches = executor.caches()
+    if caches is None or source not in named or last_signatures().get(source) != named[source]:
+        return None
+    values = visits.outputs_of(caches, source)
+    if values is None or not 0 <= socket < len(values) or not values[socket]:
+        return None
+    return values[socket][0]
+
+
+def _latent_shape(
+    graph: Graph, link: tuple[str, int], named: Mapping[str, str], channels: int, scale: int
+) -> list[int] | None:
+    """Of the latents that come over a link: from the cache, or from the node that sets the size."""
+    for _ in range(_BACK):
+        held = _cached(link, named)
+        samples = held.get("samples") if isinstance(held, dict) else None
+        if isinstance(samples, torch.Tensor) and samples.ndim >= 4:
+            return list(samples.shape)
+        found = graph.get(link[0])
+        if found is None or not well_formed(found):
+            return None
+        sizes = [found["inputs"].get(name, 1) for name in ("batch_size", "width", "height")]
+        if {"width", "height"} <= set(found["inputs"]):
+            if not all(type(size) is int and 0 < size <= 1 << 16 for size in sizes):
+                return None
+            batch, width, height = sizes
+            return [batch, channels, height // scale, width // scale]
+        back = links(found)
+        onward = back.get("latent_image") or back.get("samples")
+        if onward is None:
+            return None
+        link = onward
+    return None

@@ -1,0 +1,46 @@
+"""pytest plugin of the browser tests: leaves out what a frontend has not, and says at the end what
+was not tested.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from .frontends import Missing, chromium
+
+
+def missing() -> str | None:
+    """Why no browser test can run here; ``None`` if they can."""
+    if find_spec("playwright") is None:
+        return "the Python package playwright is not installed"
+    try:
+        chromium()
+    except Missing as reason:
+        return str(reason)
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects Nodes 2.0 on frontends that have none."""
+    unwanted = [item for item in items if not _possible(item)]
+    if unwanted:
+        config.hook.pytest_deselected(items=unwanted)
+        items[:] = [item for item in items if item not in unwanted]
+
+
+def _possible(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    if callspec is None or not callspec.params.get("nodes_2"):
+        return True
+    frontend = callspec.params.get("front")
+    return frontend is None or frontend.has_nodes_2
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reason = missing()
+    if reason is not None:
+        text = "No browser: NOTHING OF THE OVERLAY WAS TESTED IN ONE"
+        terminalreporter.write_sep("!", text, red=True, bold=True)
+        terminalreporter.write_line(reason, red=True)
