@@ -20,11 +20,13 @@ class LeavingClip(_Clip):
     """Mixed into a CLIP's class: what encodes ends with the encoder off the device."""
 
     lowtide_working: bool = False
+    lowtide_stays: bool = False
 
     def clone(self, *args: Any, **kwargs: Any) -> Any:
         """The core's clone, which would forget the class."""
         clone = super().clone(*args, **kwargs)
         clone.__class__ = type(self)
+        clone.lowtide_stays = self.lowtide_stays
         return clone
 
     def encode_from_tokens(self, *args: Any, **kwargs: Any) -> Any:
@@ -49,7 +51,7 @@ class LeavingClip(_Clip):
         kwargs: dict[str, Any],
         estimate: int | None = None,
     ) -> Any:
-        if self.lowtide_working:  # one way to encode may go through another
+        if self.lowtide_stays or self.lowtide_working:  # one way to encode may go through another
             return work(*args, **kwargs)
         question = (work.__name__, _shape_of(args[0] if args else kwargs.get("tokens")))
         turn = Turn(self.patcher, question, "text encoder", "a shorter prompt", estimate)
@@ -88,6 +90,7 @@ def leaving(clip: Any) -> Any:
         if known is None:
             known = _classes[base] = type(f"Leaving{base.__name__}", (LeavingClip, base), {})
         clone.__class__ = known
+    clone.lowtide_stays = False
     return clone
 
 
@@ -96,5 +99,6 @@ def staying(clip: Any) -> Any:
     if not isinstance(clip, LeavingClip):
         return clip
     clone = clip.clone()
-    clone.__class__ = type(clip).__bases__[1]
+    # Another pack may have put a class of its own on top of ours, so the class stays.
+    clone.lowtide_stays = True
     return clone

@@ -6,8 +6,9 @@ there while it is on the device, and is put back in its place when it leaves. It
 of the weights' size for that while, and is given up where the host is short of it.
 
 Weights that somebody changed meanwhile are copied back as ever: LoRAs are in ComfyUI's own backup,
-weights that were replaced have another address, and one element of each weight is compared, for
-packs that train or scale a whole model in place.
+weights that were replaced have another storage, and one element of each weight is compared, for
+packs that train or scale a whole model in place. Hazard: a change in place of a few elements, which
+ComfyUI has no backup of, is lost when the model leaves.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ...host import host_snapshot
+from . import moved
 
 logger = logging.getLogger("lowtide")
 
@@ -35,15 +38,16 @@ class _Copy:
     parameter: Callable[[], Any]
     """A weak reference."""
     host: torch.Tensor
-    address: int
-    """Of the weight on the device."""
+    storage: StorageWeakRef
+    """Of the weight on the device. An address would not do: the next load may get the same."""
 
     def stands_for(self, parameter: Any) -> bool:
         """Whether the parameter is on the device, and its storage the one of this copy."""
         return (
             parameter is not None
             and parameter.device != self.host.device
-            and parameter.data_ptr() == self.address
+            and not self.storage.expired()
+            and StorageWeakRef(parameter.untyped_storage()) == self.storage
             and parameter.dtype == self.host.dtype
             and parameter.shape == self.host.shape
         )
@@ -56,33 +60,22 @@ _undo: list[Callable[[], None]] = []
 def install(wanted: Callable[[Any], bool]) -> None:
     """Keep copies from the next load on; idempotent.
 
+    Whatever takes a model off the device then puts them back: a node that ends, ComfyUI that needs
+    the room, a cleanup.
+
     Args:
         wanted: says of a patcher that is loaded whether it leaves soon. What it raises is logged.
     """
     if _undo:
         return
-    from comfy.model_patcher import ModelPatcher
-
-    original = ModelPatcher.load
-
-    @functools.wraps(original)
-    def load(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before = _guarded(lambda: _on_host(self) if wanted(self) else None)
-        found = original(self, *args, **kwargs)
-        _guarded(lambda: _keep(self, before or []))
-        return found
-
-    ModelPatcher.load = load
-
-    def undo() -> None:
-        if ModelPatcher.load is load:  # another pack's around ours stays, and ours does little
-            ModelPatcher.load = original
-
-    _undo.append(undo)
+    _replace("load", functools.partial(_loading, wanted))
+    _replace("unpatch_model", _unpatching)
+    _replace("partially_unload", _pruning)
+    _replace("detach", _pruning)
 
 
 def uninstall() -> None:
-    """Put ComfyUI's method back and drop every copy; what is loaded leaves by copying."""
+    """Put ComfyUI's methods back and drop every copy; what is loaded leaves by copying."""
     while _undo:
         _undo.pop()()
     _kept.clear()
@@ -90,28 +83,90 @@ def uninstall() -> None:
 
 def kept_bytes() -> int:
     """Bytes of host memory in copies whose weights are on the device now."""
-    return sum(
-        copy.host.nbytes
-        for copies in list(_kept.values())
-        for copy in copies
+    held = {
+        copy.host.untyped_storage().data_ptr(): copy.host.untyped_storage().nbytes()
+        for model in _kept.keyrefs()
+        for copy in _kept.get(model(), ())
         if copy.stands_for(copy.parameter())
-    )
+    }
+    return sum(held.values())
+
+
+def _replace(name: str, around: Callable[..., Any]) -> None:
+    """Have ``around(original, patcher, ...)`` run in the place of a method of every patcher."""
+    from comfy.model_patcher import ModelPatcher
+
+    original = getattr(ModelPatcher, name)
+    live = [True]
+
+    @functools.wraps(original)
+    def ours(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not live:  # another pack's around ours has kept it in place
+            return original(self, *args, **kwargs)
+        return around(original, self, *args, **kwargs)
+
+    setattr(ModelPatcher, name, ours)
+
+    def undo() -> None:
+        live.clear()
+        if getattr(ModelPatcher, name) is ours:
+            setattr(ModelPatcher, name, original)
+
+    _undo.append(undo)
+
+
+def _loading(
+    wanted: Callable[[Any], bool], original: Any, patcher: Any, *args: Any, **kwargs: Any
+) -> Any:
+    before = _guarded(lambda: _on_host(patcher) if wanted(patcher) else None)
+    found = original(patcher, *args, **kwargs)
+    _guarded(lambda: _keep(patcher, before or []))
+    return found
+
+
+def _unpatching(
+    original: Any,
+    patcher: Any,
+    device_to: Any = None,
+    unpatch_weights: bool = True,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    held = _guarded(lambda: _kept.get(patcher.model))
+    if not unpatch_weights or device_to is None or not held:
+        return original(patcher, device_to, unpatch_weights, *args, **kwargs)
+    patcher.eject_model()  # as the original begins: what was injected may change weights back
+    with _put_back(patcher, device_to) as uncopied:
+        found = original(patcher, device_to, unpatch_weights, *args, **kwargs)
+    moved.uncopied(patcher, uncopied)
+    return found
+
+
+def _pruning(original: Any, patcher: Any, *args: Any, **kwargs: Any) -> Any:
+    found = original(patcher, *args, **kwargs)
+    _guarded(lambda: _keep(patcher, []))
+    return found
 
 
 @contextmanager
-def put_back(patcher: Any) -> Iterator[int]:
+def _put_back(patcher: Any, device: Any) -> Iterator[int]:
     """Give the model its host copies, for a block that takes it off the device.
 
-    Yields the bytes that need not be copied. If the model is still loaded after the block, they
-    go to the device again.
+    Yields the bytes that need not be copied. If the block fails, they go to the device again.
     """
-    swapped = _guarded(lambda: _swap(patcher)) or []
+    swapped: list[tuple[Any, torch.device]] = []
+    _guarded(lambda: _swap(patcher, torch.device(device), swapped))
     try:
         yield sum(parameter.nbytes for parameter, _ in swapped)
-    finally:
-        if swapped and patcher.loaded_size() > 0:
-            for parameter, device in swapped:
-                parameter.data = parameter.data.to(device)
+    except BaseException:
+        _guarded(lambda: _to_the_device(patcher, swapped))
+        raise
+
+
+def _to_the_device(patcher: Any, swapped: list[tuple[Any, torch.device]]) -> None:
+    if patcher.loaded_size() > 0:
+        for parameter, there in swapped:
+            parameter.data = parameter.data.to(there)
 
 
 def _on_host(patcher: Any) -> list[tuple[Any, torch.Tensor]]:
@@ -125,7 +180,9 @@ def _on_host(patcher: Any) -> list[tuple[Any, torch.Tensor]]:
     return [
         (parameter, parameter.data)
         for parameter in patcher.model.parameters()
-        if parameter.device == patcher.offload_device and type(parameter.data) is torch.Tensor
+        if parameter.device == patcher.offload_device
+        and type(parameter) is torch.nn.Parameter
+        and type(parameter.data) is torch.Tensor
     ]
 
 
@@ -134,7 +191,7 @@ def _keep(patcher: Any, before: list[tuple[Any, torch.Tensor]]) -> None:
     held = _kept.pop(patcher.model, [])
     copies = [copy for copy in held if copy.stands_for(copy.parameter())]
     copies += [
-        _Copy(weakref.ref(parameter), data, parameter.data_ptr())
+        _Copy(weakref.ref(parameter), data, StorageWeakRef(parameter.untyped_storage()))
         for parameter, data in before
         if parameter.device != data.device
     ]
@@ -142,17 +199,20 @@ def _keep(patcher: Any, before: list[tuple[Any, torch.Tensor]]) -> None:
         _kept[patcher.model] = copies
 
 
-def _swap(patcher: Any) -> list[tuple[Any, torch.device]]:
-    """Put the copies in place of the device's weights; the parameters, with their old devices."""
-    swapped: list[tuple[Any, torch.device]] = []
+def _swap(patcher: Any, device: torch.device, swapped: list[tuple[Any, torch.device]]) -> None:
+    """Put the copies in place of the device's weights; add the parameters, and where they were."""
     found = [(copy, copy.parameter()) for copy in _kept.pop(patcher.model, [])]
-    pairs = [(parameter, copy.host) for copy, parameter in found if copy.stands_for(parameter)]
+    pairs = [
+        (parameter, copy.host)
+        for copy, parameter in found
+        if copy.stands_for(parameter) and copy.host.device == device
+    ]
     if not pairs or not _alike(pairs):
-        return swapped
+        return
     for parameter, host in pairs:
-        swapped.append((parameter, parameter.device))
+        there = parameter.device
         parameter.data = host
-    return swapped
+        swapped.append((parameter, there))
 
 
 def _alike(pairs: list[tuple[Any, torch.Tensor]]) -> bool:

@@ -66,10 +66,10 @@ def read() -> Moved:
     return Moved(*_count)
 
 
-def uncopied(size: int) -> None:
-    """Of what left the device, ``size`` bytes were on the host already."""
-    if _undo:
-        update()
+def uncopied(patcher: Any, size: int) -> None:
+    """Of what has left the device, ``size`` bytes of this model were on the host already."""
+    if _undo and size:
+        _look(patcher)
         _count[1] -= size
 
 

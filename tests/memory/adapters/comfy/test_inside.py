@@ -34,6 +34,7 @@ PLACES = {
     "between": ("npu",),
     "moments": ("npu",),
     "copies": ("npu", "cuda"),
+    "copies_returned": ("npu", "cuda"),
     "rescued": ("npu",),
     "asking": ("npu",),
     "asked_for": ("npu",),

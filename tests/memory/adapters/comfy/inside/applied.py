@@ -111,6 +111,21 @@ def case_a_second_node_at_none_takes_back_what_the_first_did() -> None:
         clean()
 
 
+def case_a_clip_of_ours_with_another_packs_class_on_top_stays_again() -> None:
+    clean()
+    first, _ = optimized("balanced")
+    clip = first["clip"].clone()
+    clip.__class__ = type("Theirs", (type(clip),), {})
+    start = held()
+    found, _ = optimized("none", {**first, "clip": clip})
+    encode(found["clip"])
+    assert held() > start
+    again, _ = optimized("balanced", {**first, "clip": found["clip"].clone()})
+    encode(again["clip"])
+    assert held() == start
+    clean()
+
+
 def case_slicing_is_honoured_and_said() -> None:
     for more, said in (
         ({}, "+ vae slicing (vae): one image at a time"),
