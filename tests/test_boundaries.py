@@ -27,6 +27,7 @@ HOSTS = {
     "transformers",
 }
 TORCH_FREE = ("memory/automatic.py", "memory/levels.py", "memory/units.py", "memory/errors.py")
+TORCH_FREE += ("memory/profile.py", "memory/profile_published.py")
 TORCH_FREE_IF_THERE = ("memory/history.py", "memory/plan.py")
 LINES = 300
 
