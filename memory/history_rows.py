@@ -68,7 +68,7 @@ class Row:
     def clipped(self) -> Row:
         """The row with names no longer than :data:`TEXT_LIMIT`."""
         key = self.key
-        short = Key(*(_clip(it) for it in (key.gpu, key.model, key.shapes, key.plan)), key.size)
+        short = Key(_clip(key.gpu), _clip(key.model), _clip(key.shapes), _clip(key.plan), key.size)
         return replace(self, key=short, stage=_clip(self.stage), level=_clip(self.level))
 
 

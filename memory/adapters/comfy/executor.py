@@ -17,7 +17,7 @@ from typing import Any
 from ... import backend
 from ...levels import MemoryOptimizationConfig
 from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Release, Timelines
-from . import asked, between, moved, rescue, visits
+from . import asked, between, learned, moved, rescue, visits
 from .graph import moment_of, needed_patchers
 from .listening import listen
 from .prompt import Prompt
@@ -158,16 +158,26 @@ def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
         try:
             between.after_run(_noting(prompt), always=prompt.always, config=prompt.config)
         finally:
-            _end(prompt, _ENDS[event], data.get("node_id"))
+            _end(prompt, _ENDS[event], data)
 
 
-def _end(prompt: Prompt, status: str, node: str | None) -> None:
-    recorder, prompt.registry = prompt.recorder, None
+def _end(prompt: Prompt, status: str, data: dict[str, Any]) -> None:
+    recorder, node = prompt.recorder, data.get("node_id")
     if recorder is None:
+        prompt.registry = None
         return
     if node is not None:
+        _guarded(lambda: _learn(prompt, node))
         recorder.finish(node, status)
+    prompt.registry = None
     recorder.end(status)
+    _guarded(lambda: learned.log(prompt, data))
+
+
+def _learn(prompt: Prompt, node: str) -> None:
+    if prompt.executor is not None and node in prompt.ran:
+        caches = prompt.executor.caches
+        learned.take(prompt, node, lambda one: visits.outputs_of(caches, one))
 
 
 def _follow(executor: Any, cached: tuple[str, ...]) -> None:
@@ -184,6 +194,7 @@ def _follow(executor: Any, cached: tuple[str, ...]) -> None:
     prompt.recorder = Recorder(_timelines, prompt.registry.prompt_id, device, graph, cached)
     prompt.always = between.any_has_policy("always")
     prompt.rescue = asked.rescue(graph)
+    prompt.learns = asked.learns(graph)
     prompt.follow(asked.cleanup(graph))
     _state["prompt"] = prompt
 
@@ -252,6 +263,7 @@ def _finished(node: str, prompt_id: str) -> None:
         return
     if prompt.recorder is not None:
         prompt.recorder.finish(node)
+    _guarded(lambda: _learn(prompt, node))
     prompt.always = prompt.always or between.any_has_policy("always")
     if prompt.executor is not None:
         _clean_after(node, prompt)

@@ -8,6 +8,7 @@ from typing import Any
 from ...levels import MemoryOptimizationConfig
 from ...rescue import TRIES, ladder
 from . import asking
+from .learned import Work
 from .spans import Recorder
 
 
@@ -26,6 +27,10 @@ class Prompt:
     always: bool = False
     """Whether they, or a model of this prompt, have the policy ``always``."""
     rescue: str = "off"
+    learns: bool = True
+    """Whether its figures go to the history."""
+    work: dict[str, Work] = field(default_factory=dict)
+    """What its nodes worked on."""
 
     def follow(self, config: MemoryOptimizationConfig) -> None:
         """Clean up by this configuration from now on."""
