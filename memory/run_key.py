@@ -38,6 +38,11 @@ def model_name(kind: str, size: int) -> str:
     return f"{kind}, {format_bytes(size)}"
 
 
+def pipeline_name(kind: str, parameters: int) -> str:
+    """A pipeline by the name of its class and its parameters: their bytes change with the plan."""
+    return f"{kind}, {parameters / 1e6:.1f} million parameters"
+
+
 def shape_name(shape: Sequence[int]) -> str:
     """``(1, 4, 128, 128)`` as ``1x4x128x128``."""
     return "x".join(str(int(edge)) for edge in shape)
