@@ -171,7 +171,7 @@ def _end(prompt: Prompt, status: str, data: dict[str, Any]) -> None:
         recorder.finish(node, status)
     prompt.registry = None
     recorder.end(status)
-    _guarded(lambda: learned.log(prompt, data))
+    learned.log(prompt, data)
 
 
 def _learn(prompt: Prompt, node: str) -> None:
