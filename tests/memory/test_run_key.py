@@ -42,7 +42,7 @@ def test_a_preset_is_called_by_its_level(level: str) -> None:
 
 def test_what_changes_a_stage_is_in_the_name_and_nothing_else() -> None:
     config = MemoryOptimizationConfig.from_level(
-        "ultra", attention="sliced", vae_tile_size=128, cleanup="off", after_step=True,
+        "ultra", attention="sliced", vae_tile_size=128, cleanup="pressure", after_step=True,
         history=False, keep_originals=False, budget_bytes=4 * GIB,
     )  # fmt: skip
     plan = plan_name(config)
