@@ -14,11 +14,11 @@ from . import control as controls
 from . import dynamic, float8, sampling
 from .attention import choose
 from .chunking import chunk, held_bytes
-from .clip import leaving
+from .clip import leaving, staying
 from .compatibility import left_alone, stays
 from .patchers import Residency, is_dynamic, marked, residency_of, with_residency
 from .shares import Share, divide, leaves_when_idle, policy, residency_for
-from .vae import described, tiling
+from .vae import TilingVae, VaePlan, described, tiling
 from .vae_jobs import tiles
 
 __all__ = ["Share", "divide"]
@@ -92,7 +92,8 @@ def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: 
     reason = stays(clip.patcher) or f"not part of level {config.level.value}"
     if stays(clip.patcher) or not leaves_when_idle(config):
         entries.append(Skipped("leave when idle", part, reason))
-        if share.clip.cleanup == "off":
+        clip = staying(clip)
+        if share.clip.cleanup == "off" and residency_of(clip.patcher) is None:
             return clip
         clone = clip.clone()
         clone.patcher = _following(share.clip, clone.patcher, part, entries)
@@ -113,7 +114,11 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
         reason = f"not part of level {config.level.value}"
         entries.append(Skipped("vae tiling", "vae", reason))
         entries.append(Skipped("leave when idle", "vae", reason))
-        if follows.cleanup == "off" or vae.first_stage_model is None:
+        if vae.first_stage_model is None:
+            return vae
+        if isinstance(vae, TilingVae):  # of an earlier node of ours
+            vae = tiling(vae, VaePlan(None, leave=False))
+        elif follows.cleanup == "off":
             return vae
         twin = copy.copy(vae)
         twin.patcher = _following(follows, vae.patcher, "vae", entries)

@@ -6,8 +6,9 @@ numbers are kept: no model, no tensor, no prompt.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,14 @@ from ...run_key import (
 )
 from ...stages import DECODING, DENOISING, TEXT_ENCODING
 from ...timeline import DONE, INTERRUPTED, Attempt, NodeSpan
+from . import visits
 from .graph import inputs_of
 from .patchers import residency_of
 
 if TYPE_CHECKING:
     from .prompt import Prompt
+
+logger = logging.getLogger("lowtide")
 
 ENCODING = "encoding"
 _NO_MEMORY = ("outofmemory", "out of memory")
@@ -53,17 +57,38 @@ class Work:
 _gpus: dict[str, str] = {}
 
 
-def take(prompt: Prompt, node: str, outputs: Callable[[str], list[Any] | None]) -> None:
-    """Note what ``node`` of a running prompt worked on, if a model did."""
-    if not prompt.learns or prompt.registry is None:
+def take(prompt: Prompt, node: str) -> None:
+    """Note what ``node`` of a running prompt worked on, if a model did; never raises."""
+    if not prompt.learns or prompt.registry is None or prompt.executor is None:
         return
-    found = work_of(inputs_of(prompt.registry.dynprompt, node, outputs), outputs(node))
+    if node not in prompt.ran:
+        return
+    caches = prompt.executor.caches
+
+    def outputs(one: str) -> list[Any] | None:
+        return visits.outputs_of(caches, one)
+
+    try:
+        found = work_of(inputs_of(prompt.registry.dynprompt, node, outputs), outputs(node))
+    except Exception:  # no prompt fails for its history
+        logger.exception("what node %s worked on was not noted for the history", node)
+        return
     if found is not None:
         prompt.work[node] = found
 
 
 def log(prompt: Prompt, message: dict[str, Any]) -> None:
-    """Hand a prompt that has ended to the history; ``message`` is ComfyUI's about its end."""
+    """Hand a prompt that has ended to the history; ``message`` is ComfyUI's about its end.
+
+    Never raises.
+    """
+    try:
+        _log(prompt, message)
+    except Exception:  # no prompt fails for its history
+        logger.exception("a prompt was not handed to the history")
+
+
+def _log(prompt: Prompt, message: dict[str, Any]) -> None:
     work, recorder = dict(prompt.work), prompt.recorder
     if not work or recorder is None:
         return

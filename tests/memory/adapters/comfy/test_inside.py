@@ -33,6 +33,7 @@ PLACES = {
     "spans": ("npu",),
     "between": ("npu",),
     "moments": ("npu",),
+    "copies": ("npu", "cuda"),
     "rescued": ("npu",),
     "asking": ("npu",),
     "receipts": ("npu",),

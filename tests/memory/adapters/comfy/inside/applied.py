@@ -17,9 +17,11 @@ from vaes import IMAGE, LATENT, VAE
 KINDS = ("model", "clip", "vae")
 
 
-def optimized(level: str, **more: object) -> tuple[dict[str, object], OptimizationReport]:
+def optimized(
+    level: str, given: dict[str, object] | None = None, **more: object
+) -> tuple[dict[str, object], OptimizationReport]:
     config = MemoryOptimizationConfig.from_level(level, **more)
-    given = {"model": MODEL, "clip": CLIP, "vae": VAE}
+    given = given or {"model": MODEL, "clip": CLIP, "vae": VAE}
     share = apply.divide(config, **given)
     entries: list[object] = []
     found = {
@@ -99,6 +101,30 @@ def case_without_a_policy_the_models_of_none_are_the_given_ones() -> None:
         found, report = optimized("none", **more)
         assert (found["model"], found["clip"], found["vae"]) == (MODEL, CLIP, VAE)
         assert lines(report, "cleanup") == []
+
+
+def case_a_second_node_at_none_takes_back_what_the_first_did() -> None:
+    clean()
+    plain = VAE.decode(LATENT).cpu()
+    clean()
+    start = held()
+    for cleanup in ("off", "always"):
+        first, _ = optimized("balanced", budget_bytes=1 << 30, enable_vae_tiling=True)
+        found, _ = optimized("none", first, cleanup=cleanup)
+        for kind, one in found.items():
+            residency = residency_of(patcher_of(one))
+            wanted = (None, None, False, cleanup)
+            assert residency is not None, kind
+            had = (residency.cap, residency.budget, residency.leave, residency.cleanup)
+            assert had == wanted, (kind, had)
+        encode(found["clip"])
+        encoder = held()
+        assert encoder > start  # it stays
+        assert bool((found["vae"].decode(LATENT).cpu() == plain).all())
+        assert held() > encoder
+        plan = found["vae"].lowtide_plan
+        assert (plan.config, plan.budget, plan.leave, plan.chunk) == (None, None, False, None)
+        clean()
 
 
 def case_slicing_is_honoured_and_said() -> None:

@@ -220,7 +220,7 @@ def case_a_prompt_waits_less_than_a_millisecond() -> None:
     begin()
     MODELS[1] = patcher()
     took: dict[str, list[float]] = {"learn": [], "log": []}
-    learn, log = executor._learn, learned.log
+    learn, log = learned.take, learned.log
 
     def timed(name: str, function: object) -> object:
         def call(*args: object) -> None:
@@ -230,14 +230,14 @@ def case_a_prompt_waits_less_than_a_millisecond() -> None:
 
         return call
 
-    executor._learn, learned.log = timed("learn", learn), timed("log", log)
+    learned.take, learned.log = timed("learn", learn), timed("log", log)
     try:
         one = runner()
         for mb in range(12):
             go(one, m=("Loader", 1), l=("Latents", 2), s=("Sampler", mb, "m", "l"),
                x=("Out", mb, "s"))  # fmt: skip
     finally:
-        executor._learn, learned.log = learn, log
+        learned.take, learned.log = learn, log
     assert len(rows()) == len(took["log"]) == 12
     each = {name: statistics.median(times[2:]) for name, times in took.items()}
     print(each)
@@ -262,8 +262,8 @@ def case_no_prompt_fails_for_its_history() -> None:
     def broken(*_: object) -> None:
         raise OSError("as planned")
 
-    take, log = learned.take, learned.log
-    for name in ("take", "log"):
+    plain = {name: getattr(learned, name) for name in ("work_of", "_gpu")}
+    for name in plain:
         begin()
         MODELS[1] = patcher()
         setattr(learned, name, broken)
@@ -271,7 +271,7 @@ def case_no_prompt_fails_for_its_history() -> None:
             ran = go(runner(), m=("Loader", 1), l=("Latents", 2), s=("Sampler", 3, "m", "l"),
                      x=("Out", 0, "s"))  # fmt: skip
         finally:
-            learned.take, learned.log = take, log
+            setattr(learned, name, plain[name])
         assert set(ran) == {"m", "l", "s", "x"}
         assert executor.timelines()[-1]["status"] == "done"
         assert rows() == []
