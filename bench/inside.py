@@ -7,12 +7,14 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..memory.errors import DeviceError
+from ..memory.learning import SWITCH
 from .places import Place
 
 _TIMEOUT_SECONDS = 3600.0
@@ -58,7 +60,8 @@ def _run(
     installation: Any, script: str, place: Place, file: Path, numbers: Sequence[int]
 ) -> dict[str, Any]:
     tests = Path(__file__).resolve().parents[1] / "tests"
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    kept = {name: value for name, value in os.environ.items() if name != SWITCH}
+    env = {**kept, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     if place.simulated is not None:
         env["PYTHONPATH"] = str(tests / "accelerator" / "site")
         env |= {"LOWTIDE_SIM": place.simulated.flavour, "LOWTIDE_SIM_CAPACITY": _CAPACITY}
@@ -67,14 +70,15 @@ def _run(
         env["PATH"] = os.pathsep.join([*map(str, tools), env.get("PATH", "")])
     command = [installation.python, tests / "hosts" / f"{script}.py", installation.root]
     command += [place.device.type, file, *numbers]
-    done = subprocess.run(
-        [str(part) for part in command],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_SECONDS,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory(prefix="lowtide-bench-") as home:
+        done = subprocess.run(
+            [str(part) for part in command],
+            env={**env, "LOWTIDE_HOME": home},
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         last = "\n".join(done.stderr.splitlines()[-5:])

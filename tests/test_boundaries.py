@@ -27,7 +27,11 @@ HOSTS = {
     "transformers",
 }
 TORCH_FREE = ("memory/automatic.py", "memory/levels.py", "memory/units.py", "memory/errors.py")
-TORCH_FREE_IF_THERE = ("memory/history.py", "memory/plan.py")
+TORCH_FREE += ("memory/profile.py", "memory/profile_published.py", "memory/stores.py")
+TORCH_FREE += ("memory/history.py", "memory/history_file.py", "memory/history_rows.py")
+TORCH_FREE += ("memory/corrections.py", "memory/learning.py", "memory/fitting.py")
+TORCH_FREE += ("memory/run_key.py", "memory/profiles.py")
+TORCH_FREE_IF_THERE = ("memory/plan.py",)
 LINES = 300
 
 

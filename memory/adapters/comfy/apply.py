@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from ...levels import MemoryOptimizationConfig
+from ...run_key import plan_name
 from ...strategies.base import Applied, Skipped
 from ...units import format_bytes
 from . import control as controls
@@ -108,7 +109,7 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
     if vae is None:
         return vae
     plan = share.vae
-    follows = Residency(cleanup=policy(config))
+    follows = Residency(cleanup=policy(config), plan=plan_name(config))
     if plan is None:
         reason = f"not part of level {config.level.value}"
         entries.append(Skipped("vae tiling", "vae", reason))

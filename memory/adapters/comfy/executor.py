@@ -17,7 +17,7 @@ from typing import Any
 from ... import backend, override
 from ...levels import MemoryOptimizationConfig
 from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Listener, Release, Timelines
-from . import asked, between, deferred, host_copies, moved, rescue, visits
+from . import asked, between, deferred, host_copies, learned, moved, rescue, visits
 from .graph import moment_of, needed_patchers
 from .listening import listen
 from .prompt import Prompt
@@ -167,16 +167,7 @@ def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
         try:
             between.after_run(_noting(prompt), always=prompt.always, config=prompt.config)
         finally:
-            _end(prompt, _ENDS[event], data.get("node_id"))
-
-
-def _end(prompt: Prompt, status: str, node: str | None) -> None:
-    recorder, prompt.registry = prompt.recorder, None
-    if recorder is None:
-        return
-    if node is not None:
-        recorder.finish(node, status)
-    recorder.end(status)
+            prompt.end(_ENDS[event], data)
 
 
 def _follow(executor: Any, cached: tuple[str, ...]) -> None:
@@ -193,6 +184,7 @@ def _follow(executor: Any, cached: tuple[str, ...]) -> None:
     prompt.recorder = Recorder(_timelines, prompt.registry.prompt_id, device, graph, cached)
     prompt.always = between.any_has_policy("always")
     prompt.rescue = asked.rescue(graph)
+    prompt.learns = asked.learns(graph)
     prompt.follow(asked.cleanup(graph))
     _state["prompt"] = prompt
 
@@ -266,6 +258,7 @@ def _finished(node: str, prompt_id: str) -> None:
         return
     if prompt.recorder is not None:
         prompt.recorder.finish(node)
+    learned.take(prompt, node)
     prompt.always = prompt.always or between.any_has_policy("always")
     if prompt.executor is not None:
         _clean_after(node, prompt)

@@ -57,6 +57,7 @@ PLACES = {
     "loras": ("npu",),
     "turns": ("npu",),
     "questions": ("npu",),
+    "histories": ("npu",),
 }
 
 SECONDS = 600

@@ -5,13 +5,13 @@ from __future__ import annotations
 import comfy.sd
 from denoisers import patcher as denoiser
 from idle import CLIP, clean, encode, held
-from lowtide.memory.adapters.comfy import apply, between, vae
+from lowtide.memory.adapters.comfy import apply, between, learned, vae
 from lowtide.memory.adapters.comfy.attention import KEY, choose
 from lowtide.memory.adapters.comfy.chunking import chunk
 from lowtide.memory.adapters.comfy.patchers import residency_of
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.report import OptimizationReport
-from small import load, patcher
+from small import load, lora, patcher
 from vaes import IMAGE, LATENT, VAE
 
 KINDS = ("model", "clip", "vae")
@@ -71,6 +71,22 @@ def case_nothing_is_left_after_a_run_at_none() -> None:
         between.after_run(lambda release: None, always=False)
         assert (held() > start) is left, cleanup
     clean()
+
+
+def case_the_history_is_told_the_plan_of_each_part() -> None:
+    latent, made = {"samples": LATENT}, [[[[LATENT, {}]]]]
+    for level, more, plan in (
+        ("none", {"cleanup": "always"}, "none"),
+        ("aggressive", {}, "aggressive"),
+        ("balanced", {"budget_bytes": 1 << 30}, "balanced, budget_bytes=1.00 GB"),
+        ("ultra", {"vae_tile_size": 128, "on_exit": False}, "ultra, vae_tile_size=128"),
+    ):
+        found, _ = optimized(level, **more)
+        for inputs in ([found["model"], latent], [found["clip"]], [found["vae"], latent]):
+            work = learned.work_of(inputs, made)
+            assert work is not None and work.plan == plan, (level, work)
+    assert learned.work_of([MODEL, latent], made).plan == "none"
+    assert learned.work_of([lora(found["model"]), latent], made).plan == f"{plan}, patched"
 
 
 def case_the_originals_carry_no_policy() -> None:
