@@ -14,6 +14,23 @@ from lowtide.tests.hosts.fixtures import CHECKPOINT
 pytestmark = pytest.mark.host
 
 GIB = 1 << 30
+# Each message's figures beside the chip's text once that is painted, if no other came meanwhile.
+WATCH = """() => {
+  window.seen = [];
+  const { store, chip } = lowtide;
+  store.on('figures', () => {
+    const { seq, devices: [it], running } = store.state;
+    const before = chip.painted;
+    const look = (frames) => requestAnimationFrame(() => {
+      if (store.state.seq !== seq) return;
+      if (chip.painted === before) return look(3);
+      if (frames) return look(frames - 1);
+      const text = document.querySelector('.lowtide-chip').innerText.trim();
+      window.seen.push([text, it.total - it.free, it.total, running]);
+    });
+    look(3);
+  });
+}"""
 
 
 def short(count: int) -> str:
@@ -38,13 +55,7 @@ def ran(overlay: Overlay) -> tuple[Overlay, dict[str, Any]]:
     overlay.server.free()
     overlay.server.post("/lowtide/next", {"level": None, "budget_gb": None})
     overlay.load(workflow(seed=7))
-    overlay.js(
-        """() => { window.seen = []; lowtide.store.on('figures', () => setTimeout(() => {
-          const chip = document.querySelector('.lowtide-chip');
-          const { devices: [it], running } = lowtide.store.state;
-          window.seen.push([chip.innerText.trim(), it.total - it.free, it.total, running]);
-        }, 150)); }"""
-    )
+    overlay.js(WATCH)
     name = overlay.run()
     overlay.wait(
         "(id) => lowtide.store.state.runs.some((it) => it.run === id && it.nodes.length)", name
@@ -219,6 +230,7 @@ def test_level_and_budget_go_to_the_next_run(ran: tuple[Overlay, dict[str, Any]]
     assert overlay.state()["next"] == {"level": "aggressive", "budget_gb": 1.5}
     if not nodes_2:
         # What the graph itself says is "none": all weights on the device while it samples.
+        overlay.server.free()
         asked = graphs.native(CHECKPOINT, "none")
         done = overlay.server.queue(asked)
         assert done.succeeded, done.error
