@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -67,14 +68,15 @@ def _run(
         env["PATH"] = os.pathsep.join([*map(str, tools), env.get("PATH", "")])
     command = [installation.python, tests / "hosts" / f"{script}.py", installation.root]
     command += [place.device.type, file, *numbers]
-    done = subprocess.run(
-        [str(part) for part in command],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_SECONDS,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory(prefix="lowtide-bench-") as home:
+        done = subprocess.run(
+            [str(part) for part in command],
+            env={**env, "LOWTIDE_HOME": home},
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         last = "\n".join(done.stderr.splitlines()[-5:])

@@ -7,8 +7,12 @@ plain directory collector for the root, keep all three apart.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,6 +43,9 @@ class _PlainRoot:
 
 
 _register_checkout()
+# What tests learn is nobody's history; the processes they start inherit this.
+os.environ["LOWTIDE_HOME"] = tempfile.mkdtemp(prefix="lowtide-tests-")
+atexit.register(shutil.rmtree, os.environ["LOWTIDE_HOME"], ignore_errors=True)
 
 from lowtide.tests import groups  # noqa: E402
 from lowtide.tests.accelerator.fixtures import *  # noqa: E402, F403
