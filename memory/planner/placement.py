@@ -37,6 +37,8 @@ class Placement:
         ahead: units copied ahead of the one that computes, where that does not raise the peak;
             0 = copies and computation take turns.
         pinned: streamed weights wait in page-locked host memory.
+        buffers: streamed units are copied into that many buffers of the largest one's size, which
+            stay (ComfyUI's copy streams); 0 = each unit has memory of its own.
         stays: the weights are on the device before the turn and after it.
     """
 
@@ -48,6 +50,7 @@ class Placement:
     linear_only: bool = False
     ahead: int = 0
     pinned: bool = False
+    buffers: int = 0
     stays: bool = False
 
     @property
@@ -77,6 +80,7 @@ class Layout:
     units: dict[int, tuple[int, ...]]
     casts: dict[int, tuple[int, ...]]
     keeps_codes: bool = False
+    buffers: int = 0
 
     @property
     def resident_bytes(self) -> int:
@@ -124,6 +128,7 @@ def layout(trace: Trace, placement: Placement) -> Layout:
         {module: tuple(weights) for module, weights in units.items()},
         {module: tuple(weights) for module, weights in casts.items()},
         placement.keeps_codes,
+        placement.buffers,
     )
 
 

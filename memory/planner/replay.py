@@ -34,8 +34,13 @@ class Replay:
         self.workspace_factor = workspace_factor
 
     def hold(self, layout: Layout) -> dict[int, int]:
-        """Allocate the resident weights; their handles are what the other methods take."""
-        return {index: self.allocator.malloc(layout.stored[index]) for index in layout.resident}
+        """Allocate resident weights and buffers; their handles are what other methods take."""
+        malloc = self.allocator.malloc
+        held = {index: malloc(layout.stored[index]) for index in layout.resident}
+        if layout.units:
+            largest = layout.largest_unit
+            held.update((-1 - number, malloc(largest)) for number in range(layout.buffers))
+        return held
 
     def drop(self, held: dict[int, int]) -> None:
         """Free what :meth:`hold` allocated."""
@@ -107,7 +112,8 @@ class _Call:
         malloc, release = self.allocator.malloc, self.allocator.release
         for weight in self.layout.units.get(module, ()):
             if weight not in self.here:
-                self.here[weight] = malloc(self.layout.stored[weight])
+                own = 0 if self.layout.buffers else self.layout.stored[weight]
+                self.here[weight] = malloc(own)
         for weight in self.layout.casts.get(module, ()):
             self.cast[weight] = malloc(self.layout.cast[weight])
             if not self.layout.keeps_codes:

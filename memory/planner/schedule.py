@@ -17,6 +17,8 @@ from .trace import COMPUTED, ENTERED, Trace
 
 LAUNCH = 8e-6
 """Seconds from one kernel to the next, where the kernel is shorter than that."""
+_WIDE = 2
+"""Times half precision's seconds of arithmetic in float32, on the cards profiles are listed for."""
 COPY_LATENCY = 15e-6
 """Seconds a copy takes before its first byte."""
 
@@ -57,8 +59,10 @@ class Piece:
     compute: float
 
 
-def seconds_of(flops: int, nbytes: int, rates: Rates) -> float:
-    """One kernel."""
+def seconds_of(flops: int, nbytes: int, rates: Rates, wide: bool = False) -> float:
+    """One kernel; ``wide`` ones compute in float32."""
+    if wide:
+        flops *= _WIDE
     return max(flops / rates.flops, nbytes / rates.bandwidth, LAUNCH)
 
 
@@ -77,7 +81,7 @@ def pieces_of(trace: Trace, layout: Layout, rates: Rates) -> list[Piece]:
                 compute += seconds_of(0, touched, rates)
         elif kind == COMPUTED:
             operation = trace.operations[value]
-            compute += seconds_of(operation.flops, operation.nbytes, rates)
+            compute += seconds_of(operation.flops, operation.nbytes, rates, operation.wide)
             across = operation.arriving + operation.leaving
             if across:
                 compute += COPY_LATENCY + across / rates.h2d_pageable

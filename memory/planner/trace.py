@@ -50,6 +50,7 @@ class Operation:
         module: index of the module it was called in.
         weights: indices of the weights it reads.
         arriving, leaving: bytes copied from the host, and to it.
+        wide: computed in float32.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Operation:
     weights: tuple[int, ...]
     arriving: int = 0
     leaving: int = 0
+    wide: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +157,7 @@ def dump(trace: Trace, key: str) -> bytes:
                 o.weights,
                 o.arriving,
                 o.leaving,
+                o.wide,
             ]
             for o in trace.operations
         ],
@@ -187,8 +190,10 @@ def load(data: bytes, key: str) -> Trace:
             tuple(body["storages"]),
             int(body["inputs"]),
             tuple(
-                Operation(names[name], flops, nbytes, work, module, tuple(read), arriving, leaving)
-                for name, flops, nbytes, work, module, read, arriving, leaving in body["operations"]
+                Operation(
+                    names[name], flops, nbytes, work, module, tuple(read), *copies, bool(wide)
+                )
+                for name, flops, nbytes, work, module, read, *copies, wide in body["operations"]
             ),
             tuple(body["events"]),
             tuple(body["outputs"]),

@@ -161,6 +161,7 @@ class Recorder(TorchDispatchMode):
                 tuple(read),
                 arriving,
                 leaving,
+                any(tensor.dtype is torch.float32 for tensor in tensors_in(args)),
             )
         )
         self.events.append(coded(COMPUTED, len(self.operations) - 1))
