@@ -270,4 +270,3 @@ def _beyond(prediction: Prediction, limits: Limits) -> tuple[str, ...]:
             f"{format_bytes(limits.host)} are free: give a larger budget, or a smaller model"
         )
     return tuple(found)
-

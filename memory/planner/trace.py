@@ -189,12 +189,7 @@ def load(data: bytes, key: str) -> Trace:
             tuple(Weight(*values) for values in body["weights"]),
             tuple(body["storages"]),
             int(body["inputs"]),
-            tuple(
-                Operation(
-                    names[name], flops, nbytes, work, module, tuple(read), *copies, bool(wide)
-                )
-                for name, flops, nbytes, work, module, read, *copies, wide in body["operations"]
-            ),
+            tuple(_operation(names, values) for values in body["operations"]),
             tuple(body["events"]),
             tuple(body["outputs"]),
             float(body["seconds"]),
@@ -207,6 +202,13 @@ def key_of(question: Mapping[str, Any]) -> str:
     """A name for everything a trace depends on; any difference gives another one."""
     text = json.dumps({"format": FORMAT, **question}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _operation(names: list[str], values: list[Any]) -> Operation:
+    name, flops, nbytes, workspace, module, weights, arriving, leaving, wide = values
+    return Operation(
+        names[name], flops, nbytes, workspace, module, tuple(weights), arriving, leaving, wide
+    )
 
 
 def _head(packed: bytes) -> bytes:

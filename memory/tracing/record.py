@@ -34,7 +34,6 @@ def record(
     """
     recorder = Recorder(module)
     collecting = gc.isenabled()
-    gc.collect()
     gc.disable()  # else storages in cycles would die at moments that are chance
     started = time.perf_counter()
     try:
