@@ -32,6 +32,7 @@ class Placement:
             of a module list.
         fp8: layers' matrices are stored in one byte a value and cast for their layer's forward.
         keeps_codes: whether the stored form stays beside the cast one while the layer computes.
+        keeps_originals: whether the weights FP8 stands for stay in host memory.
         skip: patterns of names whose weights keep their type; see ``fp8_layerwise``.
         linear_only: FP8 for linear layers only (text encoders).
         ahead: units copied ahead of the one that computes, where that does not raise the peak;
@@ -46,6 +47,7 @@ class Placement:
     unit: str = LEAF
     fp8: bool = False
     keeps_codes: bool = False
+    keeps_originals: bool = False
     skip: tuple[str, ...] = DELICATE
     linear_only: bool = False
     ahead: int = 0
@@ -91,6 +93,11 @@ class Layout:
     def streamed_bytes(self) -> int:
         """Bytes of the others."""
         return sum(self.stored[i] for weights in self.units.values() for i in weights)
+
+    @property
+    def original_bytes(self) -> int:
+        """Bytes of the weights that FP8 stands for, as they were."""
+        return sum(self.cast)
 
     @property
     def largest_unit(self) -> int:

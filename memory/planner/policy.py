@@ -47,17 +47,22 @@ def _by_hooks(config: MemoryOptimizationConfig, stage: str, skip: tuple[str, ...
     fp8 = config.fp8_storage and stage != DECODE
     patterns = (*(ENCODER_DELICATE if encoder else DELICATE), *skip)
     if config.offload == "none":
-        return Placement(fp8=fp8, skip=patterns, linear_only=encoder, stays=True)
+        return Placement(
+            fp8=fp8, keeps_originals=fp8, skip=patterns, linear_only=encoder, stays=True
+        )
     if config.offload == "component":
-        return Placement(fp8=fp8, skip=patterns, linear_only=encoder)
+        return Placement(fp8=fp8, keeps_originals=fp8, skip=patterns, linear_only=encoder)
     if config.offload == "sequential":
-        return Placement(NOTHING, LEAF, fp8=fp8, skip=patterns, linear_only=encoder)
+        return Placement(
+            NOTHING, LEAF, fp8=fp8, keeps_originals=fp8, skip=patterns, linear_only=encoder
+        )
     streams = config.use_stream is not False
     by_block = config.group_offload_type == "block_level" and stage != DECODE
     return Placement(
         NOTHING,
         BLOCK if by_block else PARENT,
         fp8=fp8,
+        keeps_originals=fp8,
         skip=patterns,
         linear_only=encoder,
         ahead=1 if streams else 0,
@@ -73,7 +78,14 @@ def _by_loader(config: MemoryOptimizationConfig, stage: str, trace: Trace) -> Pl
     resident = None if share is None else largest_first(trace, int(trace.weight_bytes * share))
     fp8 = config.fp8_storage and stage == DENOISE
     return Placement(
-        resident, LEAF, fp8=fp8, keeps_codes=fp8, ahead=1, pinned=resident is not None, stays=stays
+        resident,
+        LEAF,
+        fp8=fp8,
+        keeps_codes=fp8,
+        keeps_originals=fp8 and config.keep_originals,
+        ahead=1,
+        pinned=resident is not None,
+        stays=stays,
     )
 
 

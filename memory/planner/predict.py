@@ -245,9 +245,13 @@ def _on_host(turns: Sequence[Turn]) -> tuple[int, int]:
     host = pinned = 0
     seen: set[str] = set()
     for turn in turns:
-        if turn.name in seen or turn.placement.stays:
+        if turn.name in seen:
             continue
         seen.add(turn.name)
+        if turn.placement.keeps_originals:
+            host += turn.layout.original_bytes
+        if turn.placement.stays:
+            continue
         streamed = turn.layout.streamed_bytes
         host += streamed + turn.layout.resident_bytes
         pinned += streamed if turn.placement.pinned else 0
