@@ -47,8 +47,11 @@ class Shapes:
         return (self.work.frames - 1) // self.frames_factor + 1
 
 
-def call_of(part: Any, shapes: Shapes, dtype: torch.dtype) -> Call:
+def call_of(part: Any, shapes: Shapes, dtype: torch.dtype, *, hidden_states: bool = False) -> Call:
     """The call of a denoiser or a text encoder. To be used in the fake mode of its weights.
+
+    Args:
+        hidden_states: whether a CLIP is asked for those of every layer.
 
     Raises:
         TargetError: a class whose call is not known.
@@ -60,7 +63,7 @@ def call_of(part: Any, shapes: Shapes, dtype: torch.dtype) -> Call:
         return Call(inputs, lambda: part(**inputs, return_dict=False))
     if hasattr(part, "get_input_embeddings"):
         inputs = {"input_ids": _ids(shapes.work.batch, _words(part, shapes.work))}
-        hidden = "CLIP" in kind
+        hidden = hidden_states and "CLIP" in kind
         return Call(inputs, lambda: part(**inputs, output_hidden_states=hidden))
     known = ", ".join(sorted(_DENOISERS))
     raise TargetError(

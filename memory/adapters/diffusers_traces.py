@@ -55,7 +55,14 @@ class PipelineTraces:
         }
         self._traces: dict[str, Trace] = {}
         self.shapes = Shapes(work, _factor(pipe), _frames_factor(pipe))
+        self.one = Shapes(replace(work, batch=1), self.shapes.factor)
         self.guided = work.guided and _guides(pipe)
+        self.may_upcast = hasattr(pipe, "upcast_vae")
+        # Pipelines with several CLIPs take a hidden state before the last from each.
+        several = ("unet" in self.parts and "text_encoder_2" in self.parts) or (
+            "text_encoder_3" in self.parts
+        )
+        self.hidden_states = several
         if not self.parts:
             raise TargetError(f"this {type(pipe).__name__} has no component that could be planned")
 
@@ -75,8 +82,8 @@ class PipelineTraces:
             for name in encoders:
                 turns.append(self._turn(name, config, order, beside=kept))
                 kept += prompt[name]
-        # Beside what is joined for the denoiser one of them stays; all are kept to the end.
-        kept = once if self.guided else 0
+        # Both stay beside what is joined of them for the denoiser, all to the end.
+        kept = 2 * once if self.guided else 0
         for name in order:
             if stages[name] == DENOISE:
                 turn = self._turn(name, config, order, beside=kept)
@@ -108,10 +115,16 @@ class PipelineTraces:
             trace,
             placement,
             beside=beside,
-            resting=_bytes(part) if _upcasts(part) and placement.stays else None,
+            resting=_bytes(part) if self._upcasts(part) and placement.stays else None,
             after=before if by_turns else None,
             lingers=by_turns,
         )
+
+    def _upcasts(self, part: Any) -> bool:
+        """Whether the pipeline decodes in float32 what is stored in float16, as SDXL's does."""
+        asked = getattr(getattr(part, "config", None), "force_upcast", False)
+        half = getattr(part, "dtype", None) is torch.float16
+        return self.may_upcast and bool(asked) and half
 
     def _embeddings(self, trace: Trace) -> int:
         """Bytes of a prompt's embeddings for all images: one hidden state of those returned."""
@@ -160,7 +173,8 @@ class PipelineTraces:
             "work": work,
             "factor": self.shapes.factor,
             "kernel": self.attention,
-            "upcast": _upcasts(part),
+            "hidden states": self.hidden_states,
+            "upcast": self._upcasts(part),
             **cut,
             **{library: _version(library) for library in _LIBRARIES},
         }
@@ -170,7 +184,7 @@ class PipelineTraces:
 
         part = self.parts[name]
         stage = stage_of(name)
-        upcast = torch.float32 if _upcasts(part) else None
+        upcast = torch.float32 if self._upcasts(part) else None
         mode = fake_mode()
         twin: Any = fake_copy(part, mode, lambda _, __: upcast)
         _apply(config, twin, name)
@@ -184,7 +198,7 @@ class PipelineTraces:
                 call = decode_of(twin, self.shapes, dtype)
             elif stage == TEXT_ENCODING:
                 # Prompts are encoded one after the other, each for all images.
-                call = call_of(twin, Shapes(replace(self.work, batch=1), self.shapes.factor), dtype)
+                call = call_of(twin, self.one, dtype, hidden_states=self.hidden_states)
             else:
                 call = call_of(twin, self.shapes, dtype)
         return record(twin, call.run, mode, [call.inputs], attention=self.attention)
@@ -207,12 +221,6 @@ def _apply(config: MemoryOptimizationConfig, twin: Any, name: str) -> None:
             device = torch.device("cuda:0")
             kernel = attention.Attention(config.attention, device, config.attention_slice_size)
             attention.apply(kernel, twin, name)
-
-
-def _upcasts(part: Any) -> bool:
-    """Whether the pipeline decodes in float32 what is stored in float16, as SDXL's VAE asks."""
-    asked = getattr(getattr(part, "config", None), "force_upcast", False)
-    return bool(asked) and getattr(part, "dtype", None) is torch.float16
 
 
 def _settings(part: Any) -> dict[str, Any]:

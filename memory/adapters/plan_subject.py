@@ -152,6 +152,9 @@ def _from_folder(folder: Path, dtype: str | None) -> Any:
             else:
                 part = made(made.config_class.from_pretrained(str(folder / name)))
         parts[name] = part.to(kind).eval().requires_grad_(False)
+    whole = getattr(diffusers, str(entries.get("_class_name")), None)
+    if hasattr(whole, "upcast_vae"):
+        return _UpcastingParts(parts)
     return _Parts(parts)
 
 
@@ -164,3 +167,9 @@ class _Parts:
         self.transformer = components.get("transformer")
         blocks = getattr(getattr(vae, "config", None), "block_out_channels", None)
         self.vae_scale_factor = 2 ** (len(blocks) - 1) if blocks else 8
+
+
+class _UpcastingParts(_Parts):
+    """Of a pipeline that decodes in float32 where its VAE asks for that."""
+
+    upcast_vae = None

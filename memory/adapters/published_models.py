@@ -90,6 +90,8 @@ def traced(model: str, work: Work, dtype: str = "float16") -> Trace:
     twin: Any = fake_copy(module, mode, dtype_of)
     shapes = Shapes(work)
     with mode:
-        make = decode_of if hasattr(twin, "decode") else call_of
-        call = make(twin, shapes, kind)
+        if hasattr(twin, "decode"):
+            call = decode_of(twin, shapes, kind)
+        else:
+            call = call_of(twin, shapes, kind, hidden_states=True)
     return record(twin, call.run, mode, [call.inputs])
