@@ -22,7 +22,7 @@ from ..planner.predict import DECODE, DENOISE, ENCODE, Turn
 from ..planner.trace import Trace, key_of
 from ..planner.work import Work
 from ..stages import DECODING, DENOISING, TEXT_ENCODING, stage_of
-from .diffusers import modules_of
+from .diffusers import CASTING_HOOK, hook_of, modules_of
 from .diffusers_calls import Call, Shapes, call_of, decode_of
 
 _STAGES = {TEXT_ENCODING: ENCODE, DENOISING: DENOISE, DECODING: DECODE}
@@ -186,10 +186,11 @@ class PipelineTraces:
         stage = stage_of(name)
         upcast = torch.float32 if self._upcasts(part) else None
         mode = fake_mode()
-        twin: Any = fake_copy(part, mode, lambda _, __: upcast)
+        cast = _cast_types(part)
+        twin: Any = fake_copy(part, mode, lambda name, _: upcast or cast.get(name))
         _apply(config, twin, name)
         dtype = upcast or next(
-            (weight.dtype for weight in part.parameters() if weight.is_floating_point()),
+            (weight.dtype for weight in twin.parameters() if weight.is_floating_point()),
             torch.float32,
         )
         with mode:
@@ -223,6 +224,18 @@ def _apply(config: MemoryOptimizationConfig, twin: Any, name: str) -> None:
             attention.apply(kernel, twin, name)
 
 
+def _cast_types(part: torch.nn.Module) -> dict[str, torch.dtype]:
+    """The types that layerwise casting computes in, of the weights it stores in smaller ones."""
+    found: dict[str, torch.dtype] = {}
+    for path, layer in part.named_modules():
+        hook = hook_of(layer, CASTING_HOOK)
+        if hook is not None:
+            for name, weight in layer._parameters.items():
+                if weight is not None and weight.dtype == hook.storage_dtype:
+                    found[f"{path}.{name}"] = hook.compute_dtype
+    return found
+
+
 def _settings(part: Any) -> dict[str, Any]:
     """The component's configuration: a dictionary of diffusers, or an object of transformers."""
     config = part.config
@@ -231,8 +244,9 @@ def _settings(part: Any) -> dict[str, Any]:
 
 
 def _header(part: torch.nn.Module) -> list[tuple[str, tuple[int, ...], str]]:
+    cast = _cast_types(part)
     return [
-        (name, tuple(tensor.shape), str(tensor.dtype))
+        (name, tuple(tensor.shape), str(cast.get(name, tensor.dtype)))
         for name, tensor in (*part.named_parameters(), *part.named_buffers())
     ]
 

@@ -177,6 +177,8 @@ class _Run:
     def take(self, turn: Turn) -> _Taken:
         """One turn."""
         replay = self.replay
+        before = replay.allocator.allocated, replay.allocator.reserved
+        leaving = turn.after in self.there
         if turn.after in self.there:
             replay.drop(self.there.pop(turn.after))
             replay.allocator.empty_cache()
@@ -198,6 +200,8 @@ class _Run:
         elif not turn.placement.stays:
             replay.drop(held)
         replay.allocator.release(beside)
+        if leaving:  # the stage has begun when the one before leaves
+            peaks.append(Peak(*before, "weights leaving", turn.after or ""))
         peak = max(peaks, key=lambda peak: (peak.allocated, peak.reserved))
         return _Taken(turn, peak, arrived)
 

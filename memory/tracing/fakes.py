@@ -19,12 +19,29 @@ DEVICE = torch.device("cuda:0")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called",
                "_forward_pre_hooks_with_kwargs")  # fmt: skip
-_OFFLOAD = ("_hf_hook", "_old_forward", "_diffusers_hook", "forward", "_lowtide_optimizer")
+_OFFLOAD = (
+    "_hf_hook",
+    "_old_forward",
+    "_diffusers_hook",
+    "forward",
+    "encode",
+    "decode",
+    "_lowtide_optimizer",
+)
+
+
+class _Mode(FakeTensorMode):
+    """Fakes of ``cuda`` tensors also where the accelerator is another one (an NPU, say): torch
+    would then ask CUDA's driver, which isn't there, for the current device."""
+
+    @property
+    def avoid_device_init(self) -> bool:
+        return not torch.cuda.is_available()
 
 
 def fake_mode() -> FakeTensorMode:
     """A world of fake tensors; those of one module and its inputs must be of the same one."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    return _Mode(allow_non_fake_inputs=True)
 
 
 @contextmanager
