@@ -8,8 +8,6 @@ would run.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from ..planner.work import Work
 from ..stages import DECODING, DENOISING, TEXT_ENCODING, stage_of
 from .diffusers import CASTING_HOOK, hook_of, modules_of
 from .diffusers_calls import Call, Shapes, call_of, decode_of
+from .versions import version
 
 _STAGES = {TEXT_ENCODING: ENCODE, DENOISING: DENOISE, DECODING: DECODE}
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
@@ -176,7 +175,7 @@ class PipelineTraces:
             "hidden states": self.hidden_states,
             "upcast": self._upcasts(part),
             **cut,
-            **{library: _version(library) for library in _LIBRARIES},
+            **{library: version(library) for library in _LIBRARIES},
         }
 
     def _record(self, name: str, config: MemoryOptimizationConfig) -> Trace:
@@ -271,11 +270,3 @@ def _guides(pipe: Any) -> bool:
     """Whether the pipeline encodes a negative prompt: not where guidance is the model's input."""
     denoiser = getattr(pipe, "transformer", None)
     return not bool(getattr(getattr(denoiser, "config", None), "guidance_embeds", False))
-
-
-@cache
-def _version(library: str) -> str | None:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None

@@ -60,6 +60,7 @@ def _option(turn: Turn, changes: dict[str, Any], orders: tuple[str, ...]) -> Opt
         skip=base.skip,
         linear_only=base.linear_only,
         keeps_codes=base.keeps_codes,
+        coded=base.coded,
         buffers=base.buffers,
         unit=base.unit,
     )

@@ -32,6 +32,7 @@ class Placement:
             of a module list.
         fp8: layers' matrices are stored in one byte a value and cast for their layer's forward.
         keeps_codes: whether the stored form stays beside the cast one while the layer computes.
+        coded: indices of the weights FP8 takes where the host chooses; ``None`` = by ``skip``.
         keeps_originals: whether the weights FP8 stands for stay in host memory.
         skip: patterns of names whose weights keep their type; see ``fp8_layerwise``.
         linear_only: FP8 for linear layers only (text encoders).
@@ -47,6 +48,7 @@ class Placement:
     unit: str = LEAF
     fp8: bool = False
     keeps_codes: bool = False
+    coded: frozenset[int] | None = None
     keeps_originals: bool = False
     skip: tuple[str, ...] = DELICATE
     linear_only: bool = False
@@ -112,7 +114,10 @@ class Layout:
 @lru_cache(maxsize=64)
 def layout(trace: Trace, placement: Placement) -> Layout:
     """``placement`` worked out for ``trace``."""
-    coded = fp8_weights(trace, placement) if placement.fp8 else frozenset()
+    coded: frozenset[int] = frozenset()
+    if placement.fp8:
+        known = placement.coded
+        coded = fp8_weights(trace, placement) if known is None else known
     stored = tuple(
         weight.numel * FP8_BYTES if index in coded else weight.nbytes
         for index, weight in enumerate(trace.weights)

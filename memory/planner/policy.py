@@ -26,11 +26,14 @@ def placement_for(
     trace: Trace,
     *,
     skip: tuple[str, ...] = (),
+    coded: frozenset[int] | None = None,
+    buffers: int = 0,
 ) -> Placement:
     """Where the weights of a component of ``stage`` lie under ``config``.
 
     Args:
         skip: patterns of names the model's authors keep in full precision.
+        coded, buffers: of ComfyUI's loader, as ``Placement`` has them.
 
     Raises:
         ConfigError: no such engine.
@@ -38,7 +41,7 @@ def placement_for(
     if engine == DIFFUSERS:
         return _by_hooks(config, stage, skip)
     if engine == COMFYUI:
-        return _by_loader(config, stage, trace)
+        return _by_loader(config, stage, trace, coded, buffers)
     raise ConfigError(f"no engine is called {engine!r}; choose {' or '.join(ENGINES)}")
 
 
@@ -70,7 +73,13 @@ def _by_hooks(config: MemoryOptimizationConfig, stage: str, skip: tuple[str, ...
     )
 
 
-def _by_loader(config: MemoryOptimizationConfig, stage: str, trace: Trace) -> Placement:
+def _by_loader(
+    config: MemoryOptimizationConfig,
+    stage: str,
+    trace: Trace,
+    coded: frozenset[int] | None,
+    buffers: int,
+) -> Placement:
     stays = config.offload == "none" and config.budget_bytes is None
     share = RESIDENT_SHARE.get(config.level)
     if share is not None and stage != DENOISE:
@@ -82,9 +91,11 @@ def _by_loader(config: MemoryOptimizationConfig, stage: str, trace: Trace) -> Pl
         LEAF,
         fp8=fp8,
         keeps_codes=fp8,
+        coded=coded,
         keeps_originals=fp8 and config.keep_originals,
-        ahead=1,
-        pinned=resident is not None,
+        ahead=1 if buffers else 0,
+        pinned=bool(buffers) and resident is not None,
+        buffers=buffers,
         stays=stays,
     )
 

@@ -7,6 +7,8 @@ operations apart and forget memory formats.
 from __future__ import annotations
 
 import copy
+import functools
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +30,11 @@ _OFFLOAD = (
     "decode",
     "_lowtide_optimizer",
 )
+
+_COPIED = (
+    torch.Tensor, nn.Module, dict, list, tuple, set, types.MethodType, functools.partial,
+)  # fmt: skip
+"""What may refer to weights or to the module itself."""
 
 
 class _Mode(FakeTensorMode):
@@ -99,10 +106,11 @@ def fake_copy(
                 fake = nn.Parameter(fake, requires_grad=False)
             memo[id(tensor)] = fake
     for part in module.modules():
-        for name in _OFFLOAD:
-            value = vars(part).get(name)
-            if value is not None:
+        for name, value in vars(part).items():
+            if value is not None and name in _OFFLOAD:
                 memo[id(value)] = None
+            elif not isinstance(value, _COPIED):
+                memo[id(value)] = value  # settings and such: some can't be copied
         for name in _HOOKS:
             hooks = getattr(part, name, None)
             if hooks:
