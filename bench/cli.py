@@ -1,4 +1,4 @@
-"""``python -m lowtide``: bench, demo, history, info."""
+"""``python -m lowtide``: bench, demo, history, info, plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from ..memory.adapters.quiet import silence_libraries
 from ..memory.errors import ConfigError, LowtideError
 from ..memory.levels import OptimizationLevel
-from . import history, places
+from . import history, places, plan
 from .levels import DEFAULT_LEVELS
 from .models import MODELS, check_host_memory, model_of
 
@@ -35,13 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        prog="lowtide", description="Measure what Lowtide's levels save, and what they cost."
-    )
-    commands = top.add_subparsers(required=True, metavar="{bench,demo,history,info}")
+    what = "Measure or predict what Lowtide's levels save, and what they cost."
+    top = argparse.ArgumentParser(prog="lowtide", description=what)
+    commands = top.add_subparsers(required=True, metavar="{bench,demo,history,info,plan}")
     _bench_arguments(commands.add_parser("bench", help="a table of the levels on one model"))
     _demo_arguments(commands.add_parser("demo", help="the example graph at all four levels"))
     history.add_to(commands)
+    plan.add_arguments(commands)
     info = commands.add_parser("info", help="what devices there are, and what auto would choose")
     _simulation_arguments(info)
     info.add_argument("--json", action="store_true", help="print JSON")

@@ -1,0 +1,144 @@
+"""``python -m lowtide plan``: what a run would take, before it runs and without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ..memory.adapters.quiet import silence_libraries
+from ..memory.errors import ConfigError
+from ..memory.levels import MemoryOptimizationConfig, OptimizationLevel
+from ..memory.units import gb_to_bytes
+
+DEFAULT_CARD = "RTX 3060"
+SIZES = {"sd15": 512, "tiny-sd15": 128, "tiny-sdxl": 128, "tiny-flux": 128, "sdxl-small": 512}
+LEVELS = ("none", "balanced", "aggressive", "ultra")
+
+
+def add_arguments(commands: Any) -> None:
+    """The command and its options."""
+    plan = commands.add_parser("plan", help="predict peaks and times without running")
+    plan.add_argument(
+        "--model", metavar="MODEL", help="sdxl, flux, sd15, FOLDER, FILE.safetensors, GRAPH.json"
+    )
+    plan.add_argument("--size", type=int, help="edge of the image, pixels")
+    plan.add_argument("--width", type=int, help="instead of --size")
+    plan.add_argument("--height", type=int, help="instead of --size")
+    plan.add_argument("--batch", type=int, default=1, help="images at once")
+    plan.add_argument("--steps", type=int, default=30, help="denoising steps")
+    plan.add_argument("--level", help="the level whose stages the JSON gives")
+    plan.add_argument("--budget-gb", type=float, help="the most to be allocated on the device")
+    plan.add_argument("--host-gb", type=float, help="the most weights in host memory")
+    plan.add_argument("--pinned-gb", type=float, help="the most page-locked host memory")
+    plan.add_argument("--dtype", choices=("float16", "bfloat16", "float32"))
+    plan.add_argument("--card", help=f"a graphics card (default: this machine's or {DEFAULT_CARD})")
+    plan.add_argument("--comfyui", type=Path, metavar="FOLDER", help="plan with that ComfyUI")
+    plan.add_argument("--published", action="store_true", help="beside published measurements")
+    plan.add_argument("--speed", action="store_true", help="how long planning SDXL takes here")
+    plan.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON, to FILE if given")
+    plan.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Plan, and print."""
+    silence_libraries()
+    if options.published or options.speed:
+        from . import plan_speed, published
+
+        result: Any = published.compare() if options.published else plan_speed.measure()
+    elif options.model is None:
+        raise ConfigError("--model names what to plan: sdxl, flux, sd15, a folder or a file")
+    else:
+        result = planned(options)
+    if options.json == "-":
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        print(result.text())
+        if options.json is not None:
+            text = json.dumps(result.to_dict(), indent=2) + "\n"
+            Path(options.json).write_text(text, encoding="utf-8")
+    return int(getattr(result, "failed", False))
+
+
+def planned(options: argparse.Namespace) -> Any:
+    """The predictions of every level, and the plan of a budget."""
+    from ..memory.planner.cache import TraceCache
+    from ..memory.planner.planner import Limits
+    from ..memory.planner.predict import predict
+    from ..memory.stores import folder
+    from .planned import Planned
+
+    started = time.perf_counter()
+    store = TraceCache(folder() / "traces")
+    work, subject = _subject(options, store)
+    profile = _profile(options.card)
+    limits = Limits(
+        *(
+            None if given is None else gb_to_bytes(given)
+            for given in (options.budget_gb, None, options.host_gb, options.pinned_gb)
+        )
+    )
+    costs: dict[str, Any] = {
+        "rates": profile,
+        "workspace_factor": profile.workspace_factor,
+        "context_bytes": profile.context_bytes,
+    }
+    result = Planned(subject.name, subject.engine, work, profile, limits)
+    for level in LEVELS:
+        config = MemoryOptimizationConfig.from_level(level)
+        result.rows[level] = predict(subject.turns(config), **costs)
+    result.chosen = _level(options.level)
+    if limits.budget is not None:
+        result.budget = subject.within(limits, work, costs)
+        if result.budget.prediction is not None:
+            result.rows["budget"] = result.budget.prediction
+            if options.level is None:
+                result.chosen = "budget"
+    result.notes += subject.notes
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _subject(options: argparse.Namespace, store: Any) -> tuple[Any, Any]:
+    from ..memory.adapters.plan_subject import pipeline_subject
+    from ..memory.planner.work import Work
+
+    edge = options.size or SIZES.get(options.model, 1024)
+    work = Work(
+        width=options.width or edge,
+        height=options.height or edge,
+        batch=options.batch,
+        steps=options.steps,
+    )
+    return work, pipeline_subject(options.model, work, store, options.dtype)
+
+
+def _level(asked: str | None) -> str:
+    if asked is None:
+        return "none"
+    level = OptimizationLevel.parse(asked)
+    if level is OptimizationLevel.AUTO:
+        return MemoryOptimizationConfig.auto().level.value
+    return level.value
+
+
+def _profile(card: str | None) -> Any:
+    """The card asked for; this machine's; else a common one, as it says."""
+    from ..memory import backend
+    from ..memory.device import snapshot
+    from ..memory.profile_published import assumed, published
+
+    if card is not None:
+        found = published(card)
+        if found is None:
+            raise ConfigError(
+                f"--card {card} is not listed; leave it out for this machine's, or give a listed "
+                f"one such as {DEFAULT_CARD}"
+            )
+        return found
+    if backend.available_types():
+        return assumed(snapshot().name)
+    return published(DEFAULT_CARD)

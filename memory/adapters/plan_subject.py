@@ -1,0 +1,175 @@
+"""What can be planned by name or path: a family's pipeline, a folder, a checkpoint's header."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, PipelineLoadError
+from ..levels import MemoryOptimizationConfig, OptimizationLevel
+from ..planner.cache import TraceCache
+from ..planner.header import Header, read_header
+from ..planner.ladder import LADDER, TILES, Climb, Rung, climb
+from ..planner.planner import Limits
+from ..planner.predict import Turn
+from ..planner.work import Work
+from ..units import format_bytes
+from .diffusers_traces import PipelineTraces
+from .synthetic import NAMES, SDXL_SMALL, build
+
+_FAMILIES = {"v1": "sd15", "xl_base": "sdxl", "flux-dev": "flux", "flux-schnell": "flux"}
+"""diffusers' names of checkpoints whose pipelines are known here."""
+_FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+
+
+@dataclass
+class PipelineSubject:
+    """A diffusers pipeline that is planned and need not be loaded.
+
+    Attributes:
+        notes: what a reader has to know of what was assumed.
+    """
+
+    name: str
+    traces: PipelineTraces
+    notes: tuple[str, ...] = ()
+    engine: str = "diffusers"
+
+    def turns(self, config: MemoryOptimizationConfig) -> list[Turn]:
+        """What its components do under ``config``."""
+        return self.traces.turns(config)
+
+    def within(self, limits: Limits, work: Work, costs: dict[str, Any]) -> Climb:
+        """The fastest level, and tile, within ``limits``; ``costs`` as ``climb`` takes them."""
+        return climb(self.rungs(work), limits, **costs)
+
+    def rungs(self, work: Work) -> Iterator[Iterator[Rung]]:
+        """Every level, with its own tile and then with smaller ones."""
+        for level in LADDER:
+            yield self._of_level(level, work)
+
+    def _of_level(self, level: OptimizationLevel, work: Work) -> Iterator[Rung]:
+        own = MemoryOptimizationConfig.from_level(level)
+        yield Rung(own, self.turns(own), {})
+        edge = max(work.height, work.width)
+        if own.enable_vae_tiling:
+            edge = own.tile_for(work.height, work.width)
+        for tile in TILES:
+            if tile < edge:
+                changes = {"enable_vae_tiling": True, "vae_tile_size": tile}
+                config = MemoryOptimizationConfig.from_level(level, **changes)
+                yield Rung(config, self.turns(config), changes)
+
+
+def pipeline_subject(
+    model: str, work: Work, store: TraceCache | None, dtype: str | None = None
+) -> PipelineSubject:
+    """The pipeline called ``model``, in a folder of that path, or of that checkpoint's family.
+
+    Raises:
+        ConfigError: neither a known name nor a file or folder; a family that is not known.
+        PipelineLoadError: a file that is no safetensors, or a folder that is no pipeline.
+    """
+    path = Path(model).expanduser()
+    if model in NAMES:
+        kind = dtype or ("bfloat16" if model.endswith("flux") else "float16")
+        pipe = build(model, kind, on_meta=model != SDXL_SMALL)
+        return PipelineSubject(f"{model}, {kind}", PipelineTraces(pipe, work, store=store))
+    if path.is_dir():
+        pipe = _from_folder(path, dtype)
+        return PipelineSubject(path.name, PipelineTraces(pipe, work, store=store))
+    if path.is_file():
+        header = read_header(path)
+        family, kind = family_of(header), dtype or _FLOATS.get(header.common_dtype, "float16")
+        pipe = build(family, kind, on_meta=True)
+        note = (
+            f"{path.name} has the keys of {family}: planned as that family in {kind}, with its "
+            f"text encoders and VAE; the file's own {len(header.tensors)} weights take "
+            f"{format_bytes(header.nbytes)}"
+        )
+        return PipelineSubject(path.name, PipelineTraces(pipe, work, store=store), (note,))
+    raise ConfigError(
+        f"--model {model} is neither a model known here ({', '.join(NAMES)}) nor a file or folder"
+    )
+
+
+def family_of(header: Header) -> str:
+    """The family of a checkpoint by its keys, as diffusers tells them apart.
+
+    Raises:
+        ConfigError: another family.
+    """
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+
+    state = {
+        name.removeprefix("model.diffusion_model.") if "double_blocks" in name else name: (
+            torch.empty(entry.shape, device="meta")
+        )
+        for name, entry in header.tensors.items()
+    }
+    kind: Any = infer_diffusers_model_type(state)
+    if kind == "v1" and not any("input_blocks" in name for name in state):
+        kind = None  # diffusers' answer to keys it knows nothing of
+    if kind not in _FAMILIES:
+        raise ConfigError(
+            f"a checkpoint of this family ({kind or 'unknown'}) is planned in ComfyUI only; known "
+            f"here are {', '.join(sorted(set(_FAMILIES.values())))}. Give --comfyui FOLDER"
+        )
+    return _FAMILIES[kind]
+
+
+def _from_folder(folder: Path, dtype: str | None) -> Any:
+    """A pipeline with weights on ``meta``, from the configurations in a folder of diffusers."""
+    import json
+
+    import diffusers
+    import transformers
+
+    index = folder / "model_index.json"
+    try:
+        entries = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PipelineLoadError(f"{folder} is no folder of a diffusers pipeline: {error}") from None
+    kind = getattr(torch, dtype or "float16")
+    parts: dict[str, Any] = {}
+    from ..tracing import on_meta
+
+    for name, entry in entries.items():
+        if not isinstance(entry, list) or len(entry) != 2 or entry[0] is None:
+            continue
+        library = {"diffusers": diffusers, "transformers": transformers}.get(entry[0])
+        cls: Any = getattr(library, entry[1], None)
+        if not isinstance(cls, type) or not issubclass(cls, torch.nn.Module):
+            continue
+        made: Any = cls
+        with on_meta():
+            if entry[0] == "diffusers":
+                part = made.from_config(made.load_config(str(folder / name)))
+            else:
+                part = made(made.config_class.from_pretrained(str(folder / name)))
+        parts[name] = part.to(kind).eval().requires_grad_(False)
+    whole = getattr(diffusers, str(entries.get("_class_name")), None)
+    if hasattr(whole, "upcast_vae"):
+        return _UpcastingParts(parts)
+    return _Parts(parts)
+
+
+class _Parts:
+    """Components by name, as much of a pipeline as its traces need."""
+
+    def __init__(self, components: dict[str, Any]) -> None:
+        self.components = components
+        vae = components.get("vae")
+        self.transformer = components.get("transformer")
+        blocks = getattr(getattr(vae, "config", None), "block_out_channels", None)
+        self.vae_scale_factor = 2 ** (len(blocks) - 1) if blocks else 8
+
+
+class _UpcastingParts(_Parts):
+    """Of a pipeline that decodes in float32 where its VAE asks for that."""
+
+    upcast_vae = None

@@ -1,0 +1,113 @@
+"""Recorded traces on disk: one file a key, written whole or not at all, rebuilt when damaged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .trace import Trace, TraceError, dump, key_of, load
+
+logger = logging.getLogger("lowtide")
+
+MOST_BYTES = 256 << 20
+"""Of all files together; those used longest ago go first."""
+_ENDING = ".trace"
+
+
+class TraceCache:
+    """Traces in ``folder``, which is made when the first one is kept.
+
+    The key holds everything a trace depends on, so that one that no longer holds is never found.
+    A folder that cannot be written costs the time of recording again, and nothing else.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int = MOST_BYTES) -> None:
+        self.folder = folder
+        self.most_bytes = most_bytes
+
+    def recorded(self, question: Mapping[str, Any], record: Callable[[], Trace]) -> Trace:
+        """The trace of ``question``: from disk, else by ``record``, and then kept."""
+        key = key_of(question)
+        found = self.find(key)
+        if found is not None:
+            return found
+        trace = record()
+        self.keep(key, trace)
+        return trace
+
+    def find(self, key: str) -> Trace | None:
+        """The trace kept under ``key``; a damaged one is removed and not found."""
+        path = self._path(key)
+        try:
+            trace = load(path.read_bytes(), key)
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except TraceError as error:
+            logger.warning("%s is recorded anew: %s", path.name, error)
+            self._remove(path)
+            return None
+        except OSError as error:
+            logger.debug("%s cannot be read: %s", path, error)
+            return None
+        return trace
+
+    def keep(self, key: str, trace: Trace) -> bool:
+        """Keep ``trace`` under ``key``; ``False`` where the folder does not take it."""
+        path = self._path(key)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(dump(trace, key))
+                os.replace(name, path)
+            except BaseException:
+                self._remove(Path(name))
+                raise
+        except OSError as error:
+            logger.warning("a trace cannot be kept in %s: %s", self.folder, error)
+            return False
+        self._prune()
+        return True
+
+    def size(self) -> int:
+        """Bytes of all traces."""
+        return sum(size for _, size, _ in self._files())
+
+    def clear(self) -> int:
+        """Remove every trace; returns the bytes."""
+        return sum(size for _, size, path in self._files() if self._remove(path))
+
+    def _prune(self) -> None:
+        files = sorted(self._files())
+        total = sum(size for _, size, _ in files)
+        while files and total > self.most_bytes:
+            _, size, path = files.pop(0)
+            if self._remove(path):
+                total -= size
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        found = []
+        for path in self.folder.glob(f"*{_ENDING}"):
+            try:
+                state = path.stat()
+            except OSError:
+                continue
+            found.append((state.st_mtime, state.st_size, path))
+        return found
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{_ENDING}"
+
+    @staticmethod
+    def _remove(path: Path) -> bool:
+        try:
+            path.unlink()
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,262 @@
+"""A run's peaks by stage: its components' turns replayed one after the other on one allocator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .placement import EVERYTHING, Layout, Placement, layout
+from .replay import Peak, Replay
+from .schedule import Rates, duration, moved_by, whole_copy
+from .trace import Trace
+
+ENCODE, DENOISE, DECODE = "encode", "denoise", "decode"
+STAGES = (ENCODE, DENOISE, DECODE)
+_STEADY = 2
+"""Calls replayed of many: from the second on each meets the segments of the one before."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A component at work.
+
+    Attributes:
+        name: of the component.
+        stage: one of ``STAGES``.
+        calls: how often it runs.
+        beside: bytes of tensors the pipeline holds meanwhile besides the call's inputs.
+        resting: bytes of its weights on the device between turns, where they stay;
+            ``None`` = as in the turn.
+        after: the component that leaves the device when this one comes, and the cache with it.
+        lingers: whether it stays until another turn names it in ``after``.
+    """
+
+    name: str
+    stage: str
+    trace: Trace
+    placement: Placement = EVERYTHING
+    calls: int = 1
+    beside: int = 0
+    resting: int | None = None
+    after: str | None = None
+    lingers: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        """Its placement worked out."""
+        return layout(self.trace, self.placement)
+
+
+@dataclass(frozen=True)
+class StagePrediction:
+    """Peaks in bytes, with what causes them; seconds and bytes moved of the whole stage."""
+
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    seconds: float | None
+    moved_bytes: int
+    component: str
+    operation: str
+    module: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of a run; ``context_bytes`` is what the device's driver takes for the process.
+
+    Attributes:
+        host_bytes: weights that wait in host memory, those that are page-locked among them.
+    """
+
+    stages: dict[str, StagePrediction]
+    context_bytes: int
+    host_bytes: int
+    pinned_bytes: int
+
+    @property
+    def peak_allocated(self) -> int:
+        """Most bytes allocated in any stage."""
+        return max((s.peak_allocated_bytes for s in self.stages.values()), default=0)
+
+    @property
+    def peak_reserved(self) -> int:
+        """Most bytes reserved."""
+        return max((s.peak_reserved_bytes for s in self.stages.values()), default=0)
+
+    @property
+    def device_peak(self) -> int:
+        """Most bytes of the device in use, as its driver counts: reserved, and the context."""
+        return self.peak_reserved + self.context_bytes
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole run; ``None`` without a profile."""
+        times = [stage.seconds for stage in self.stages.values()]
+        return None if None in times else sum(time for time in times if time is not None)
+
+    @property
+    def moved_bytes(self) -> int:
+        """Copied to the device."""
+        return sum(stage.moved_bytes for stage in self.stages.values())
+
+    @property
+    def worst(self) -> str:
+        """The stage of the peak."""
+        return max(self.stages, key=lambda name: self.stages[name].peak_allocated_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; bytes and seconds."""
+        return {
+            "predicted": True,
+            "stages": {name: stage.to_dict() for name, stage in self.stages.items()},
+            "peak_allocated_bytes": self.peak_allocated,
+            "peak_reserved_bytes": self.peak_reserved,
+            "device_peak_bytes": self.device_peak,
+            "context_bytes": self.context_bytes,
+            "host_bytes": self.host_bytes,
+            "pinned_bytes": self.pinned_bytes,
+            "seconds": self.seconds,
+            "moved_bytes": self.moved_bytes,
+            "worst_stage": self.worst if self.stages else None,
+        }
+
+
+def predict(
+    turns: Sequence[Turn],
+    *,
+    rates: Rates | None = None,
+    workspace_factor: float = 1.0,
+    context_bytes: int = 0,
+) -> Prediction:
+    """Replay ``turns`` in order. Components whose placement ``stays`` are there all the time.
+
+    Args:
+        rates: of the device, for the seconds; ``None`` = memory only.
+        workspace_factor: as ``Replay`` takes it.
+    """
+    run = _Run(Replay(workspace_factor=workspace_factor))
+    for turn in turns:
+        if turn.placement.stays:
+            run.place(turn)
+    found: dict[str, list[_Taken]] = {}
+    for turn in turns:
+        found.setdefault(turn.stage, []).append(run.take(turn))
+    stages = {name: _stage(found[name], rates) for name in (*STAGES, *found) if name in found}
+    host, pinned = _on_host(turns)
+    return Prediction(stages, context_bytes, host, pinned)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A turn, its peak, and the bytes of resident weights that came to the device for it."""
+
+    turn: Turn
+    peak: Peak
+    arrived: int
+
+
+class _Run:
+    """What is on the device from one turn to the next: handles of weights, by component."""
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
+        self.there: dict[str, dict[int, int]] = {}
+
+    def place(self, turn: Turn) -> None:
+        """Put a component there, as it rests between its turns."""
+        if turn.name not in self.there:
+            self.there[turn.name] = {
+                index: self.replay.allocator.malloc(size) for index, size in _resting(turn).items()
+            }
+
+    def take(self, turn: Turn) -> _Taken:
+        """One turn."""
+        replay = self.replay
+        before = replay.allocator.allocated, replay.allocator.reserved
+        leaving = turn.after in self.there
+        if turn.after in self.there:
+            replay.drop(self.there.pop(turn.after))
+            replay.allocator.empty_cache()
+        beside = replay.allocator.malloc(turn.beside)
+        stored = {index: turn.layout.stored[index] for index in turn.layout.resident}
+        held = self.there.get(turn.name)
+        arrived = turn.layout.resident_bytes if held is None else 0
+        if held is None:
+            held = replay.hold(turn.layout)
+        elif turn.resting is not None:
+            self._convert(held, stored)
+        peaks = [
+            replay.call(turn.trace, turn.layout, held) for _ in range(min(turn.calls, _STEADY))
+        ]
+        if turn.placement.stays and turn.resting is not None:
+            self._convert(held, _resting(turn))
+        elif turn.lingers:
+            self.there[turn.name] = held
+        elif not turn.placement.stays:
+            replay.drop(held)
+        replay.allocator.release(beside)
+        if leaving:  # the stage has begun when the one before leaves
+            peaks.append(Peak(*before, "weights leaving", turn.after or ""))
+        peak = max(peaks, key=lambda peak: (peak.allocated, peak.reserved))
+        return _Taken(turn, peak, arrived)
+
+    def _convert(self, held: dict[int, int], sizes: dict[int, int]) -> None:
+        """Weight by weight to another type, each beside the one it replaces."""
+        for index, size in sizes.items():
+            old = held[index]
+            held[index] = self.replay.allocator.malloc(size)
+            self.replay.allocator.release(old)
+
+
+def _resting(turn: Turn) -> dict[int, int]:
+    """Bytes of each resident weight between turns."""
+    stored = {index: turn.layout.stored[index] for index in turn.layout.resident}
+    if turn.resting is None:
+        return stored
+    whole = max(1, sum(stored.values()))
+    return {index: size * turn.resting // whole for index, size in stored.items()}
+
+
+def _stage(taken: list[_Taken], rates: Rates | None) -> StagePrediction:
+    worst = max(taken, key=lambda one: one.peak.allocated)
+    seconds = 0.0
+    moved = 0
+    for one in taken:
+        turn = one.turn
+        moved += one.arrived + turn.calls * moved_by(turn.trace, turn.layout)
+        if rates is not None:
+            call = duration(turn.trace, turn.layout, turn.placement, rates)
+            arrival = whole_copy(one.arrived, rates, turn.placement.pinned)
+            seconds += arrival + turn.calls * call.seconds
+    return StagePrediction(
+        worst.peak.allocated,
+        max(one.peak.reserved for one in taken),
+        None if rates is None else seconds,
+        moved,
+        worst.turn.name,
+        worst.peak.operation,
+        worst.peak.module,
+    )
+
+
+def _on_host(turns: Sequence[Turn]) -> tuple[int, int]:
+    """Bytes of weights that wait on the host, and page-locked; each component once."""
+    host = pinned = 0
+    seen: set[str] = set()
+    for turn in turns:
+        if turn.name in seen:
+            continue
+        seen.add(turn.name)
+        if turn.placement.keeps_originals:
+            host += turn.layout.original_bytes
+        if turn.placement.stays:
+            continue
+        streamed = turn.layout.streamed_bytes
+        host += streamed + turn.layout.resident_bytes
+        pinned += streamed if turn.placement.pinned else 0
+    return host, pinned

@@ -1,0 +1,134 @@
+"""Modules whose weights have shapes and types, and no bytes.
+
+They live on a fake ``cuda`` device, which needs no GPU: on ``meta`` torch would take some
+operations apart and forget memory formats.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+DEVICE = torch.device("cuda:0")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+               "_forward_pre_hooks_with_kwargs")  # fmt: skip
+_OFFLOAD = (
+    "_hf_hook",
+    "_old_forward",
+    "_diffusers_hook",
+    "forward",
+    "encode",
+    "decode",
+    "_lowtide_optimizer",
+)
+
+_COPIED = (
+    torch.Tensor, nn.Module, dict, list, tuple, set, types.MethodType, functools.partial,
+)  # fmt: skip
+"""What may refer to weights or to the module itself."""
+
+
+class _Mode(FakeTensorMode):
+    """Fakes of ``cuda`` tensors also where the accelerator is another one (an NPU, say): torch
+    would then ask CUDA's driver, which isn't there, for the current device."""
+
+    @property
+    def avoid_device_init(self) -> bool:
+        return not torch.cuda.is_available()
+
+
+def fake_mode() -> FakeTensorMode:
+    """A world of fake tensors; those of one module and its inputs must be of the same one."""
+    return _Mode(allow_non_fake_inputs=True)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Build modules inside without initialising weights, which takes longest of all."""
+    names = [name for name in vars(nn.init) if name.endswith("_") and not name.startswith("_")]
+    kept = {name: getattr(nn.init, name) for name in names if callable(getattr(nn.init, name))}
+    kinds: list[Any] = [
+        nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.LayerNorm, nn.GroupNorm,
+    ]  # fmt: skip
+    resets = {kind: kind.reset_parameters for kind in kinds}
+    try:
+        for name in kept:
+            setattr(nn.init, name, _untouched)
+        for kind in kinds:
+            kind.reset_parameters = _nothing
+        with torch.device("meta"):
+            yield
+    finally:
+        for name, function in kept.items():
+            setattr(nn.init, name, function)
+        for kind, reset in resets.items():
+            kind.reset_parameters = reset
+
+
+def fake_tensor(
+    mode: FakeTensorMode, like: torch.Tensor, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """A fake of ``like`` on the fake device, in ``dtype`` if given and ``like`` is of floats."""
+    if dtype is None or not like.is_floating_point():
+        dtype = like.dtype
+    shape, stride = tuple(like.shape), tuple(like.stride())
+    empty = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    return FakeTensor(mode, empty, DEVICE)
+
+
+def fake_copy(
+    module: nn.Module,
+    mode: FakeTensorMode,
+    dtype_of: Callable[[str, torch.Tensor], torch.dtype | None] | None = None,
+) -> nn.Module:
+    """A copy of ``module`` with fakes for its weights, and without the hooks of who moves them.
+
+    Weights are neither read nor copied, and ``module`` stays as it is.
+
+    Args:
+        dtype_of: the type of the weight of that name; ``None`` = its own.
+    """
+    memo: dict[int, Any] = {}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if id(tensor) not in memo:
+            dtype = None if dtype_of is None else dtype_of(name, tensor)
+            fake = fake_tensor(mode, tensor, dtype)
+            if isinstance(tensor, nn.Parameter):
+                fake = nn.Parameter(fake, requires_grad=False)
+            memo[id(tensor)] = fake
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if value is not None and name in _OFFLOAD:
+                memo[id(value)] = None
+            elif not isinstance(value, _COPIED):
+                memo[id(value)] = value  # settings and such: some can't be copied
+        for name in _HOOKS:
+            hooks = getattr(part, name, None)
+            if hooks:
+                memo[id(hooks)] = type(hooks)()
+    twin = copy.deepcopy(module, memo)
+    for part in twin.modules():
+        for name in _OFFLOAD:
+            vars(part).pop(name, None)
+        for name in _HOOK_FLAGS:
+            flags = getattr(part, name, None)
+            if flags:
+                flags.clear()
+    return twin.eval()
+
+
+def _untouched(tensor: Any, *_: Any, **__: Any) -> Any:
+    return tensor
+
+
+def _nothing(_module: Any) -> None:
+    return None
