@@ -437,9 +437,17 @@ def case_a_node_that_ran_is_known_to_fit_or_not() -> None:
         found = fit.check(graph)
         assert found["fits"] is None and found["nodes"]["y"]["need"] is None
         assert "never measured" in found["nodes"]["y"]["why"]
+        fit.SOURCES.insert(
+            1, lambda graph, node, named: (MIB, "predicted") if node == "y" else None
+        )
+        try:
+            assert fit.check(graph)["nodes"]["y"]["why"] == "predicted"
+            graph["y"]["inputs"]["mb"] = 9
+            assert fit.check(graph)["nodes"]["y"]["why"].startswith("measured"), "it is surer"
+        finally:
+            del fit.SOURCES[1]
         keep, fit.available = fit.available, lambda: 8 * MIB
         try:
-            graph["y"]["inputs"]["mb"] = 9
             found = fit.check(graph)
         finally:
             fit.available = keep
