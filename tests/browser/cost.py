@@ -70,7 +70,7 @@ def one(browser: Browser, server: Server, overlay: bool, seconds: float) -> dict
     page.wait_for_timeout(4000)
     found = {"idle": measure(page, seconds)}
     page.evaluate("() => void app.queuePrompt(0, 1)")
-    server.wait_running("5", steps=1)
+    server.wait_running("5", steps=1, timeout=240)
     found["running"] = measure(page, seconds)
     if "5" not in server.counters()["progress"]:
         raise RuntimeError("the prompt ended before the time was over: raise STEPS")

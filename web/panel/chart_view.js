@@ -5,7 +5,7 @@ import { t } from "../texts.js";
 import { drawRun, peakSpan, spanText } from "./chart.js";
 
 const LEAST_WIDTH = 360;
-const LEAST_HEIGHT = 150;
+const LEAST_HEIGHT = 125;
 const MOST_HEIGHT = 420;
 const LINE_PX = 28; // of the line of text below
 
