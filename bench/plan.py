@@ -82,10 +82,12 @@ def planned(options: argparse.Namespace) -> Any:
     store = TraceCache(folder() / "traces")
     work, subject = _subject(options, store)
     profile = _profile(options.card)
+    budget = options.budget_gb if options.budget_gb is not None else subject.budget_gb
+    asked = options.level or (None if budget is not None else subject.level)
     limits = Limits(
         *(
             None if given is None else gb_to_bytes(given)
-            for given in (options.budget_gb, None, options.host_gb, options.pinned_gb)
+            for given in (budget, None, options.host_gb, options.pinned_gb)
         )
     )
     costs: dict[str, Any] = {
@@ -97,7 +99,7 @@ def planned(options: argparse.Namespace) -> Any:
     for level in LEVELS:
         config = MemoryOptimizationConfig.from_level(level)
         result.rows[level] = predict(subject.turns(config), **costs)
-    result.chosen = _level(options.level)
+    result.chosen = _level(asked)
     if limits.budget is not None:
         result.budget = subject.within(limits, work, costs)
         if result.budget.prediction is not None:

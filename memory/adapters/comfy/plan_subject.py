@@ -28,13 +28,16 @@ _STATIC = (
 
 @dataclass
 class ComfySubject:
-    """Models of a file or a graph; as ``PipelineSubject``."""
+    """Models of a file or a graph; as ``PipelineSubject``. ``level`` and ``budget_gb`` are those of
+    the graph's Level Selector."""
 
     name: str
     traces: ComfyTraces
     split: ComfyTraces | None
     notes: tuple[str, ...] = (_STATIC,)
     engine: str = COMFYUI
+    level: str | None = None
+    budget_gb: float | None = None
 
     def turns(self, config: MemoryOptimizationConfig) -> list[Turn]:
         """What its models do under ``config``."""
@@ -66,7 +69,8 @@ def comfy_subject(path: Path, work: Work | None, store: TraceCache | None) -> Co
     """
     if path.suffix == ".json":
         graph = read_graph(path)
-        return _subject(path.name, _of_graph(graph), work or graph.work, store)
+        found = _subject(path.name, _of_graph(graph), work or graph.work, store)
+        return replace(found, level=graph.level, budget_gb=graph.budget_gb)
     loaded = _of_file(path)
     return _subject(path.name, loaded, work or Work(), store)
 
