@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ from ..memory.adapters.quiet import silence_libraries
 from ..memory.errors import ConfigError
 from ..memory.levels import MemoryOptimizationConfig, OptimizationLevel
 from ..memory.units import gb_to_bytes
+from .child import command
 
+_PYTHONS = ("bin/python", "Scripts/python.exe")
 DEFAULT_CARD = "RTX 3060"
 SIZES = {"sd15": 512, "tiny-sd15": 128, "tiny-sdxl": 128, "tiny-flux": 128, "sdxl-small": 512}
 LEVELS = ("none", "balanced", "aggressive", "ultra")
@@ -36,6 +40,7 @@ def add_arguments(commands: Any) -> None:
     plan.add_argument("--dtype", choices=("float16", "bfloat16", "float32"))
     plan.add_argument("--card", help=f"a graphics card (default: this machine's or {DEFAULT_CARD})")
     plan.add_argument("--comfyui", type=Path, metavar="FOLDER", help="plan with that ComfyUI")
+    plan.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     plan.add_argument("--published", action="store_true", help="beside published measurements")
     plan.add_argument("--speed", action="store_true", help="how long planning SDXL takes here")
     plan.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON, to FILE if given")
@@ -44,6 +49,8 @@ def add_arguments(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Plan, and print."""
+    if options.comfyui is not None and not options.inside:
+        return _in_comfyui(options.comfyui)
     silence_libraries()
     if options.published or options.speed:
         from . import plan_speed, published
@@ -75,10 +82,12 @@ def planned(options: argparse.Namespace) -> Any:
     store = TraceCache(folder() / "traces")
     work, subject = _subject(options, store)
     profile = _profile(options.card)
+    budget = options.budget_gb if options.budget_gb is not None else subject.budget_gb
+    asked = options.level or (None if budget is not None else subject.level)
     limits = Limits(
         *(
             None if given is None else gb_to_bytes(given)
-            for given in (options.budget_gb, None, options.host_gb, options.pinned_gb)
+            for given in (budget, None, options.host_gb, options.pinned_gb)
         )
     )
     costs: dict[str, Any] = {
@@ -90,7 +99,7 @@ def planned(options: argparse.Namespace) -> Any:
     for level in LEVELS:
         config = MemoryOptimizationConfig.from_level(level)
         result.rows[level] = predict(subject.turns(config), **costs)
-    result.chosen = _level(options.level)
+    result.chosen = _level(asked)
     if limits.budget is not None:
         result.budget = subject.within(limits, work, costs)
         if result.budget.prediction is not None:
@@ -103,9 +112,10 @@ def planned(options: argparse.Namespace) -> Any:
 
 
 def _subject(options: argparse.Namespace, store: Any) -> tuple[Any, Any]:
-    from ..memory.adapters.plan_subject import pipeline_subject
     from ..memory.planner.work import Work
 
+    path = Path(options.model).expanduser()
+    graph = path.suffix == ".json"
     edge = options.size or SIZES.get(options.model, 1024)
     work = Work(
         width=options.width or edge,
@@ -113,7 +123,30 @@ def _subject(options: argparse.Namespace, store: Any) -> tuple[Any, Any]:
         batch=options.batch,
         steps=options.steps,
     )
+    if options.inside or "comfy.model_management" in sys.modules:
+        from ..memory.adapters.comfy.plan_models import prepare
+        from ..memory.adapters.comfy.plan_subject import comfy_subject
+
+        prepare(options.comfyui)
+        subject = comfy_subject(path, None if graph else work, store)
+        return subject.traces.work, subject
+    if graph:
+        raise ConfigError("a graph is planned with ComfyUI's own classes; add --comfyui FOLDER")
+    from ..memory.adapters.plan_subject import pipeline_subject
+
     return work, pipeline_subject(options.model, work, store, options.dtype)
+
+
+def _in_comfyui(folder: Path) -> int:
+    """The same command line, in a process of that ComfyUI's own Python."""
+    folder = folder.expanduser().absolute()
+    if not (folder / "comfy" / "model_management.py").is_file():
+        raise ConfigError(f"--comfyui {folder} is no folder of ComfyUI: it has no comfy package")
+    homes = [folder / name / part for name in (".venv", "venv") for part in _PYTHONS]
+    python = next((str(home) for home in homes if home.is_file()), sys.executable)
+    line = command("bench.cli", *sys.argv[1:], "--inside")
+    line[0] = python
+    return subprocess.run(line, check=False).returncode
 
 
 def _level(asked: str | None) -> str:

@@ -38,6 +38,8 @@ class PipelineSubject:
     traces: PipelineTraces
     notes: tuple[str, ...] = ()
     engine: str = "diffusers"
+    level: str | None = None
+    budget_gb: float | None = None
 
     def turns(self, config: MemoryOptimizationConfig) -> list[Turn]:
         """What its components do under ``config``."""
