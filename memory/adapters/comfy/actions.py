@@ -80,10 +80,7 @@ async def _fit(asked: requests.Fit) -> Reply:
 
 
 async def _forget(_asked: requests.Nothing) -> Reply:
-    found = await asyncio.to_thread(states.history, "reset")
-    if found is None:
-        return 404, {"error": "nothing is learned here: there is no learning store"}
-    return 200, {"history": found}
+    return 200, {"history": await asyncio.to_thread(states.forget)}
 
 
 async def _answer(asked: requests.Answer) -> Reply:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from ... import override
-from . import events, executor, hub, inventory, ledger
-
-History = Callable[[], "dict[str, Any] | None"]
-
-HISTORY: dict[str, History] = {}
-"""The learning store's ``read`` and ``reset``, where there is one; each gives what it holds now."""
+from ... import learning, override
+from . import events, executor, hub, inventory, ledger, tidy
 
 
 def read() -> dict[str, Any]:
@@ -24,11 +18,26 @@ def read() -> dict[str, Any]:
         "runs": [events.run_of(run) for run in executor.timelines()],
         "receipts": ledger.entries(),
         "next": override.next_runs().to_dict(),
-        "history": history("read"),
+        "history": history(),
     }
 
 
-def history(what: str) -> dict[str, Any] | None:
-    """What the learning store says; ``None`` without one."""
-    found = HISTORY.get(what)
-    return None if found is None else found()
+def history() -> dict[str, Any]:
+    """What was learned of earlier runs, the latest last; waits up to a second for queued rows."""
+    found = learning.summary()
+    rows = [
+        {key: tidy.line(value) if isinstance(value, str) else value for key, value in row.items()}
+        for row in reversed(found["runs"])
+    ]
+    return {
+        "active": found["active"],
+        "runs": found["rows"],
+        "bytes": found["bytes"],
+        "rows": rows,
+    }
+
+
+def forget() -> dict[str, Any]:
+    """Empty the history; what is in it then."""
+    learning.reset()
+    return history()

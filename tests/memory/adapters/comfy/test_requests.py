@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lowtide.memory.adapters.comfy import actions, requests, routes
+from lowtide.memory import learning
+from lowtide.memory.adapters.comfy import actions, requests, routes, state
+from lowtide.memory.history import Key, Row
 
 GOOD: dict[str, dict[str, Any]] = {
     "free": {"target": "both", "keep": ["SDXL"]},
@@ -141,6 +144,20 @@ def test_an_answer_to_no_question_finds_nobody() -> None:
     assert reply("rescue", json.dumps(GOOD["rescue"]).encode())[0] == 404
 
 
-def test_without_a_learning_store_there_is_nothing_to_forget() -> None:
+def test_what_was_learned_is_shown_and_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOWTIDE_HOME", str(tmp_path))
+    monkeypatch.delenv("LOWTIDE_HISTORY", raising=False)
+    for at in range(3):
+        key = Key("gpu", f"model {at}", "1x4", "none", 4)
+        row = Row(key, "denoise", "none", float(at), predicted=100, measured=150)
+        learning.log(lambda row=row: [row])
+    known = state.history()
+    assert (known["active"], known["runs"]) == (True, 3) and known["bytes"] > 0
+    assert [row["model"] for row in known["rows"]] == ["model 0", "model 1", "model 2"]
+    assert {(row["predicted"], row["measured"]) for row in known["rows"]} == {(100, 150)}
+    assert str(tmp_path) not in json.dumps(known)
     status, answer = reply("history/reset", b"{}")
-    assert status == 404 and "no learning store" in answer["error"]
+    assert status == 200
+    assert (answer["history"]["runs"], answer["history"]["rows"]) == (0, [])
