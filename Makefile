@@ -27,7 +27,7 @@ help:
 	@echo "make test-faults  a prompt in ComfyUI that runs out of memory at every single allocation"
 	@echo "make bench-overhead  what Optimize Pipeline costs at level none, in ComfyUI"
 	@echo "make bench-release   what giving memory back between nodes costs and leaves, in ComfyUI"
-	@echo "make bench-web       what the overlay costs the page, in every frontend (needs chromium)"
+	@echo "make bench-web       what the overlay costs the page and the server (needs chromium)"
 	@echo "make bench-peers  the levels beside diffusers' own modes and other packages (about 5 minutes)"
 	@echo "make bench-vae    exact VAE tiling beside blended tiles, to 2048 px (hours on two cores, 8 GiB of RAM)"
 	@echo "make bench-sdxl   SDXL 1.0 at 1024 px, one step, four levels (about 13 minutes, 22 GiB of RAM)"
@@ -81,6 +81,7 @@ bench-release: setup
 
 bench-web: setup
 	OMP_NUM_THREADS=1 $(PY) -m lowtide.tests.browser.cost
+	$(PY) -m lowtide bench --sampling --simulate npu
 
 bench-peers: setup
 	$(PY) -m lowtide bench --model sdxl-small --peers --simulate cuda

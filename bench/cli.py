@@ -13,6 +13,7 @@ from ..memory.adapters.quiet import silence_libraries
 from ..memory.errors import ConfigError, LowtideError
 from ..memory.levels import OptimizationLevel
 from . import history, places, plan
+from .files import make_writable
 from .levels import DEFAULT_LEVELS
 from .models import MODELS, check_host_memory, model_of
 
@@ -93,7 +94,14 @@ def _bench_arguments(bench: argparse.ArgumentParser) -> None:
         help="what giving memory back between nodes costs, in every ComfyUI found",
     )
     bench.add_argument(
-        "--pairs", type=_positive, help="with --overhead or --releasing: how often each runs"
+        "--sampling",
+        action="store_true",
+        help="what the overlay's samples cost, in every ComfyUI found",
+    )
+    bench.add_argument(
+        "--pairs",
+        type=_positive,
+        help="with --overhead, --releasing or --sampling: how often each runs",
     )
     bench.set_defaults(command=_bench)
 
@@ -146,10 +154,10 @@ def _bench(options: argparse.Namespace) -> int:
         return _float8(options)
     if options.vae is not None:
         return _bench_vae(options)
-    if options.overhead or options.releasing:
+    if options.overhead or options.releasing or options.sampling:
         return _prompts(options)
     if options.pairs is not None:
-        raise ConfigError("--pairs counts the prompts of --overhead or --releasing; add one")
+        raise ConfigError("--pairs counts runs of --overhead, --releasing or --sampling; add one")
     model = model_of(options.model)
     size = options.size or model.size
     steps = options.steps or model.steps
@@ -160,7 +168,7 @@ def _bench(options: argparse.Namespace) -> int:
         raise ConfigError("--chart draws the levels; leave it out with --peers")
     for option, path in (("--json", options.json), ("--chart", options.chart)):
         if path is not None:
-            _make_writable(option, path)
+            make_writable(option, path)
     silence_libraries()
     result: Any
     if options.peers:
@@ -191,7 +199,7 @@ def _float8(options: argparse.Namespace) -> int:
         if name not in used and value != usual[name]:
             raise ConfigError(f"--{name} has no effect with --float8; leave it out")
     if options.json is not None:
-        _make_writable("--json", options.json)
+        make_writable("--json", options.json)
     silence_libraries()
     from .float8 import bench_float8
 
@@ -212,7 +220,7 @@ def _bench_vae(options: argparse.Namespace) -> int:
             f"--size {size} does not suit tiles of 256 pixels; give a multiple of 64 from 320"
         )
     if options.json is not None:
-        _make_writable("--json", options.json)
+        make_writable("--json", options.json)
     silence_libraries()
     place = places.choose(options.device, options.simulate, options.capacity)
     dtypes = TYPES if options.dtype is None else (options.dtype,)
@@ -228,14 +236,15 @@ def _bench_vae(options: argparse.Namespace) -> int:
 
 
 def _prompts(options: argparse.Namespace) -> int:
-    from . import overhead, releasing
+    from . import overhead, releasing, sampling
 
-    name = "--overhead" if options.overhead else "--releasing"
-    if options.peers or options.chart is not None or (options.overhead and options.releasing):
-        raise ConfigError(f"{name} takes neither --peers nor --chart, nor the other of its kind")
+    kinds: dict[str, Any] = {"overhead": overhead, "releasing": releasing, "sampling": sampling}
+    name, *others = (kind for kind in kinds if getattr(options, kind))
+    if options.peers or options.chart is not None or others:
+        raise ConfigError(f"--{name} takes neither --peers nor --chart, nor another of its kind")
     if options.json is not None:
-        _make_writable("--json", options.json)
-    kind: Any = overhead if options.overhead else releasing
+        make_writable("--json", options.json)
+    kind = kinds[name]
     result = kind.bench(
         places.choose(options.device, options.simulate, options.capacity),
         pairs=options.pairs or kind.PAIRS,
@@ -251,26 +260,6 @@ def _say(result: Any, options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-def _make_writable(option: str, path: Path) -> None:
-    """Make the file's folder, before anything is measured that could then not be kept.
-
-    Raises:
-        ConfigError: no file can be written there.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
-        with path.open("ab"):
-            pass
-        if new:  # a run that breaks off leaves no empty file
-            path.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"{option} {path} cannot be written ({error.strerror or error}); give a file in a "
-            f"folder you may write to"
-        ) from None
 
 
 def _draw(result: Any, path: Path) -> None:

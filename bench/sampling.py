@@ -19,7 +19,7 @@ from .places import Place
 
 LIMIT = 0.005
 """Most that sampling may take of one core while a prompt runs."""
-SAMPLES = 200
+PAIRS = 200
 SIZE = 128
 STEPS = 4
 
@@ -95,7 +95,7 @@ class SamplingBench:
 
 
 def bench(
-    place: Place, *, pairs: int = SAMPLES, size: int = SIZE, steps: int = STEPS
+    place: Place, *, pairs: int = PAIRS, size: int = SIZE, steps: int = STEPS
 ) -> SamplingBench:
     """Time ``pairs`` samples in every ComfyUI found.
 
