@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..memory.adapters.comfy.pulse import IDLE_SECONDS, RUNNING_SECONDS
+from ..memory.adapters.comfy.overlay.pulse import IDLE_SECONDS, RUNNING_SECONDS
 from ..memory.highwater import SAMPLE_SECONDS
 from . import table
 from .inside import in_every_comfyui

@@ -152,7 +152,7 @@ def open_to_the_browser() -> None:
 
     if not comfy.present():
         return
-    from .adapters.comfy import routes
+    from .adapters.comfy.overlay import routes
 
     try:
         routes.open_routes()
@@ -233,7 +233,7 @@ def _clean_up(target: str, node_id: str | None, keep: str) -> tuple[str, dict[st
     names = [name.strip() for name in keep.split(",") if name.strip()]
     receipt = teardown(vram=target != "ram", ram=target != "vram", keep=names)
     if comfy.present():
-        from .adapters.comfy import ledger
+        from .adapters.comfy.overlay import ledger
 
         ledger.add(receipt, "a node" if node_id is None else f"node {node_id}")
     return receipt.text(), receipt.to_dict()

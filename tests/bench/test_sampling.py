@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from lowtide.bench import sampling
 from lowtide.bench.places import Place
-from lowtide.memory.adapters.comfy import pulse
+from lowtide.memory.adapters.comfy.overlay import pulse
 from lowtide.tests.hosts.comfyui import survey
 
 FOUND = {

@@ -18,7 +18,8 @@ import time
 
 import prompt_rig as rig
 from lowtide.memory import backend
-from lowtide.memory.adapters.comfy import events, executor, state
+from lowtide.memory.adapters.comfy import executor
+from lowtide.memory.adapters.comfy.overlay import events, state
 from lowtide.memory.highwater import Sampler
 from lowtide.memory.series import Series
 from lowtide.tests.memory.adapters.comfy.fake_server import FakeServer, Installed

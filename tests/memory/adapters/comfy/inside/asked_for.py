@@ -10,7 +10,8 @@ from concurrent.futures import Future
 import execution
 import torch
 from lowtide.memory import backend, override, session
-from lowtide.memory.adapters.comfy import actions, deferred, executor, freeing, inventory, ledger
+from lowtide.memory.adapters.comfy import deferred, executor
+from lowtide.memory.adapters.comfy.overlay import actions, freeing, inventory, ledger
 from overlay import GPU, MIB, MODELS, Watched, running
 from prompts import LOG, Node, go
 from small import load, patcher
@@ -252,7 +253,7 @@ def case_a_budget_larger_than_the_device_is_refused_at_once() -> None:
 
 def case_the_routes_are_served_and_a_connection_is_noticed() -> None:
     from aiohttp import test_utils, web
-    from lowtide.memory.adapters.comfy import events, routes
+    from lowtide.memory.adapters.comfy.overlay import events, routes
 
     async def socket(request: web.Request) -> web.WebSocketResponse:
         answer = web.WebSocketResponse()

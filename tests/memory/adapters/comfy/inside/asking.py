@@ -71,7 +71,8 @@ def case_the_answer_comes_in_by_a_route() -> None:
     import asyncio
     import json
 
-    from lowtide.memory.adapters.comfy import actions, asking
+    from lowtide.memory.adapters.comfy import asking
+    from lowtide.memory.adapters.comfy.overlay import actions
 
     question = asking._open["q"] = asking._Question()
     for said, status in (

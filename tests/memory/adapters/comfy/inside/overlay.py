@@ -10,11 +10,10 @@ import weakref
 import prompts
 import torch
 from lowtide.memory import backend
-from lowtide.memory.adapters.comfy import (
+from lowtide.memory.adapters.comfy import executor, float8
+from lowtide.memory.adapters.comfy.overlay import (
     events,
-    executor,
     fit,
-    float8,
     hub,
     inventory,
     ledger,
@@ -194,7 +193,7 @@ def case_a_rows_bytes_follow_an_unload() -> None:
 
 
 def case_a_pipeline_has_a_row_and_leaves_by_it() -> None:
-    from lowtide.memory.adapters.comfy import freeing
+    from lowtide.memory.adapters.comfy.overlay import freeing
     from lowtide.memory.handles import LoadedPipeline
 
     with Watched("one"):
@@ -240,7 +239,7 @@ def case_kinds_and_pinned_memory() -> None:
 
 
 def case_nothing_here_keeps_a_model_alive() -> None:
-    from lowtide.memory.adapters.comfy import freeing
+    from lowtide.memory.adapters.comfy.overlay import freeing
 
     with Watched("one") as server:
         one = patcher()

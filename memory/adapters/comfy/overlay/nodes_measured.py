@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from ...timeline import DONE, NodeSpan, RunTimeline
-from ...units import format_bytes
+from ....timeline import DONE, NodeSpan, RunTimeline
+from ....units import format_bytes
 from .signature import Graph, signatures
 
 MOST = 4000

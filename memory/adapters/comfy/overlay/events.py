@@ -11,9 +11,10 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
-from ... import override
-from ...timeline import RUNNING, Event, NodeSpan, RunTimeline
-from . import executor, fit, hub, inventory, ledger, nodes_measured, prompt_server, readings, tidy
+from .... import override
+from ....timeline import RUNNING, Event, NodeSpan, RunTimeline
+from .. import executor, prompt_server
+from . import fit, hub, inventory, ledger, nodes_measured, readings, tidy
 from .pulse import Pulse
 
 logger = logging.getLogger("lowtide")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from lowtide.memory.adapters.comfy import pulse
-from lowtide.memory.adapters.comfy.pulse import Pulse
+from lowtide.memory.adapters.comfy.overlay import pulse
+from lowtide.memory.adapters.comfy.overlay.pulse import Pulse
 
 RUNNING, IDLE, GRACE = 0.02, 0.2, 0.15
 

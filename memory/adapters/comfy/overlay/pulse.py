@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ... import nvml
+from .... import nvml
 
 logger = logging.getLogger("lowtide")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import learning, override
-from . import events, executor, hub, inventory, ledger, tidy
+from .... import learning, override
+from .. import executor
+from . import events, hub, inventory, ledger, tidy
 
 
 def read() -> dict[str, Any]:

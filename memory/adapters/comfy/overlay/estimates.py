@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from ...units import format_bytes
-from . import executor, visits
+from ....units import format_bytes
+from .. import executor, visits
+from ..patchers import residency_of
 from .nodes_measured import last_signatures
-from .patchers import residency_of
 from .signature import Graph, links, well_formed
 
 logger = logging.getLogger("lowtide")

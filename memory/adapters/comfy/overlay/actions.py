@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
-from ... import backend, override
-from ...adapters import comfy
-from ...device import snapshot
-from ...errors import LowtideError
-from ...units import format_bytes, gb_to_bytes
-from . import asking, deferred, events, fit, freeing, prompt_server, requests
+from .... import backend, override
+from ....adapters import comfy
+from ....device import snapshot
+from ....errors import LowtideError
+from ....units import format_bytes, gb_to_bytes
+from .. import asking, deferred, prompt_server
+from . import events, fit, freeing, requests
 from . import state as states
 from .routes import Reply
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lowtide.memory import learning
-from lowtide.memory.adapters.comfy import actions, requests, routes, state
+from lowtide.memory.adapters.comfy.overlay import actions, requests, routes, state
 from lowtide.memory.history import Key, Row
 
 GOOD: dict[str, dict[str, Any]] = {

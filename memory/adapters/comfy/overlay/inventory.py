@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from ... import backend
-from ...adapters import comfy
-from ...handles import LoadedPipeline, live_pipelines
-from ...targets import parts_of
-from . import moved, tidy
+from .... import backend
+from ....adapters import comfy
+from ....handles import LoadedPipeline, live_pipelines
+from ....targets import parts_of
+from .. import moved
+from . import tidy
 
 _SHARE = 400
 """A pipeline's bytes are counted again after so many times the time that counting took."""

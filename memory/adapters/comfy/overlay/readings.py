@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from ... import backend
-from ...adapters import comfy
-from ...device import snapshot
-from ...host import host_snapshot
-from . import dynamic, executor, tidy
+from .... import backend
+from ....adapters import comfy
+from ....device import snapshot
+from ....host import host_snapshot
+from .. import dynamic, executor
+from . import tidy
 
 _peaks: dict[str, int] = {}
 

@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from ... import backend
-from ...adapters import comfy
-from ...cleanup import YOUNG, release
-from ...errors import LowtideError
-from ...handles import LoadedPipeline
-from ...receipt import OTHERS, Reading, Receipt
-from ...teardown import add_the_rest, teardown
+from .... import backend
+from ....adapters import comfy
+from ....cleanup import YOUNG, release
+from ....errors import LowtideError
+from ....handles import LoadedPipeline
+from ....receipt import OTHERS, Reading, Receipt
+from ....teardown import add_the_rest, teardown
+from ..models import leave_device
 from . import inventory, ledger, tidy
-from .models import leave_device
 
 
 class Gone(LowtideError):

@@ -8,9 +8,9 @@ from collections import deque
 from dataclasses import fields, replace
 from typing import Any
 
-from ...receipt import Receipt
-from ...timeline import RunTimeline
-from ...units import format_bytes
+from ....receipt import Receipt
+from ....timeline import RunTimeline
+from ....units import format_bytes
 from . import hub, tidy
 
 KEPT = 20

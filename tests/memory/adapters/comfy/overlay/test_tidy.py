@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lowtide.memory.adapters.comfy import tidy
+from lowtide.memory.adapters.comfy.overlay import tidy
 
 HOSTILE = {
     "long": "x" * 10_000,

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ... import backend, override
-from ...adapters import comfy
-from ...device import snapshot
-from ...levels import OptimizationLevel
-from ...units import format_bytes
-from . import dynamic, estimates, nodes_measured, tidy
+from .... import backend, override
+from ....adapters import comfy
+from ....device import snapshot
+from ....levels import OptimizationLevel
+from ....units import format_bytes
+from .. import dynamic
+from . import estimates, nodes_measured, tidy
 from .signature import Graph, signatures, well_formed
 
 _SELECTOR = "LowtideMemoryLevelSelector"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lowtide.memory.adapters.comfy.signature import signatures
+from lowtide.memory.adapters.comfy.overlay.signature import signatures
 
 
 def graph(cfg: Any) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import threading
 import uuid
 from typing import Any
 
-from . import prompt_server
+from .. import prompt_server
 
 logger = logging.getLogger("lowtide")
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from lowtide.memory.adapters.comfy import hub, ledger
+from lowtide.memory.adapters.comfy.overlay import hub, ledger
 from lowtide.memory.receipt import Reading, Receipt
 from lowtide.memory.timeline import Release, RunTimeline
 from lowtide.memory.units import MIB

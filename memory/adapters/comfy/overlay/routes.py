@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from . import prompt_server
+from .. import prompt_server
 
 logger = logging.getLogger("lowtide")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...override import MOST_GB
+from ....override import MOST_GB
 
 NODES = 5000
 """Most nodes of a graph."""
