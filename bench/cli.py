@@ -1,4 +1,4 @@
-"""``python -m lowtide``: bench, demo, info, plan."""
+"""``python -m lowtide``: bench, demo, history, info, plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from ..memory.adapters.quiet import silence_libraries
 from ..memory.errors import ConfigError, LowtideError
 from ..memory.levels import OptimizationLevel
-from . import places, plan
+from . import history, places, plan
 from .levels import DEFAULT_LEVELS
 from .models import MODELS, check_host_memory, model_of
 
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     options.line = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return int(options.command(options) or 0)
+        with history.left_out():
+            return int(options.command(options) or 0)
     except LowtideError as error:
         print(f"lowtide: {error}", file=sys.stderr)
         return 1
@@ -37,9 +38,10 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     what = "Measure or predict what Lowtide's levels save, and what they cost."
     top = argparse.ArgumentParser(prog="lowtide", description=what)
-    commands = top.add_subparsers(required=True, metavar="{bench,demo,info,plan}")
+    commands = top.add_subparsers(required=True, metavar="{bench,demo,history,info,plan}")
     _bench_arguments(commands.add_parser("bench", help="a table of the levels on one model"))
     _demo_arguments(commands.add_parser("demo", help="the example graph at all four levels"))
+    history.add_to(commands)
     plan.add_arguments(commands)
     info = commands.add_parser("info", help="what devices there are, and what auto would choose")
     _simulation_arguments(info)
@@ -177,11 +179,9 @@ def _bench(options: argparse.Namespace) -> int:
         result = bench_levels(
             model, place, size=size, steps=steps, dtype=dtype, levels=options.levels
         )
-    print(result.text())
+    _say(result, options)
     if options.chart is not None:
         _draw(result, options.chart)
-    if options.json is not None:
-        options.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return 1 if all(row.error for row in result.rows) else 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..memory.errors import DeviceError
+from ..memory.learning import SWITCH
 from .places import Place
 
 _TIMEOUT_SECONDS = 3600.0
@@ -59,7 +60,8 @@ def _run(
     installation: Any, script: str, place: Place, file: Path, numbers: Sequence[int]
 ) -> dict[str, Any]:
     tests = Path(__file__).resolve().parents[1] / "tests"
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    kept = {name: value for name, value in os.environ.items() if name != SWITCH}
+    env = {**kept, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     if place.simulated is not None:
         env["PYTHONPATH"] = str(tests / "accelerator" / "site")
         env |= {"LOWTIDE_SIM": place.simulated.flavour, "LOWTIDE_SIM_CAPACITY": _CAPACITY}

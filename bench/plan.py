@@ -162,7 +162,7 @@ def _profile(card: str | None) -> Any:
     """The card asked for; this machine's; else a common one, as it says."""
     from ..memory import backend
     from ..memory.device import snapshot
-    from ..memory.profile_published import assumed, published
+    from ..memory.profile_published import published
 
     if card is not None:
         found = published(card)
@@ -173,5 +173,9 @@ def _profile(card: str | None) -> Any:
             )
         return found
     if backend.available_types():
-        return assumed(snapshot().name)
+        import torch
+
+        from ..memory.profiles import known
+
+        return known(snapshot().name, str(torch.__version__))
     return published(DEFAULT_CARD)

@@ -26,7 +26,7 @@ PAIRS = 12
 SIZE = 128
 STEPS = 4
 SHARE_OF_NAIVE = 0.2
-"""The most that ``always`` may add beside loading weights again, of what the naive way adds."""
+"""The most that ``always`` may add, loading weights again included, of what the naive way adds."""
 SHARE_OF_STOCK = 0.01
 """The most that ``pressure`` may add where memory is ample, of a prompt's time."""
 
@@ -39,7 +39,6 @@ class Way:
         added: median of what a prompt takes longer than stock's, with a 95% confidence interval
             from ``low`` to ``high``.
         loading: median of what of that goes into loading weights that stock kept on the device.
-        beside: median of the rest.
         freed: by part, the median of the time from the end of the last node that needs it until
             its weights are off the device; ``None`` where they stay.
         allocated, reserved: bytes on the device after a prompt.
@@ -53,7 +52,6 @@ class Way:
     low: float
     high: float
     loading: float
-    beside: float
     freed: dict[str, float | None]
     allocated: int | None
     reserved: int | None
@@ -76,11 +74,8 @@ class Releasing:
         for version in dict.fromkeys(row.version for row in self.rows):
             rows = {row.name: row for row in self.rows if row.version == version}
             naive, always = rows[NAIVE], rows[ALWAYS]
-            if always.beside > SHARE_OF_NAIVE * naive.beside:
-                found.append(
-                    f"{version}: always adds more than a fifth of what the naive way adds, "
-                    f"beside loading weights"
-                )
+            if always.added > SHARE_OF_NAIVE * naive.added:
+                found.append(f"{version}: always adds more than a fifth of what the naive way adds")
             if rows[PRESSURE].low > SHARE_OF_STOCK * rows[STOCK].seconds:
                 found.append(f"{version}: pressure adds more than a hundredth of a prompt")
             if always.allocated or always.reserved:
@@ -113,8 +108,8 @@ class Releasing:
             "Free after: wall-clock time from the end of the last node that needs the part.\n"
             "What leaves the device is loaded again for the next prompt; the naive way frees "
             "nothing that a model holds.\n"
-            f"Limits: always at most {SHARE_OF_NAIVE:.0%} of what the naive way adds, beside "
-            f"loading again, and nothing left; pressure at most {SHARE_OF_STOCK:.0%} of a prompt: "
+            f"Limits: always adds at most {SHARE_OF_NAIVE:.0%} of what the naive way adds, and "
+            f"leaves nothing; pressure adds at most {SHARE_OF_STOCK:.0%} of a prompt: "
             f"{'; '.join(failures) or 'kept'}."
         )
 
@@ -154,7 +149,6 @@ def summary(version: str, found: Mapping[str, Any]) -> list[Way]:
                 low,
                 high,
                 median(loading),
-                median(total - part for total, part in zip(added, loading, strict=True)),
                 {part: _median([it.get(part) for it in found["freed"][name]]) for part in PARTS},
                 left["allocated"],
                 left["reserved"],

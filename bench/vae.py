@@ -22,6 +22,7 @@ from ..memory.errors import ConfigError
 from ..memory.strategies import exact_tiling, vae_tiling
 from ..memory.strategies.base import Applied
 from ..memory.units import MIB, format_bytes
+from .banded import banded
 from .places import Place
 from .table import UNKNOWN, render
 
@@ -37,7 +38,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 WORKS = ("decode", "encode")
 WAYS = ("untiled", "blended", "exact", "exact, maps on device")
 EDGE = 256
-_OTHER_EDGE = 192
 _PART_OF_RAM = 0.5
 _HOST_PER_WHOLE = 1.6
 _SIMULATED_PER_WHOLE = 2.6
@@ -136,7 +136,7 @@ def bench_vae(
         told: is given each row as it is done, as text.
 
     Raises:
-        ConfigError: no VAE of that name.
+        ConfigError: no VAE of that name, or not enough RAM for what they are compared with.
     """
     if name not in VAES:
         raise ConfigError(f"no VAE is called {name!r}; choose {', '.join(VAES)}")
@@ -197,15 +197,20 @@ def _truth(
     vae: Any, work: str, sample: torch.Tensor, size: int, place: Place
 ) -> tuple[torch.Tensor, str]:
     """The float32 result on the CPU, and how it was come by."""
-    need = int(_HOST_PER_WHOLE * _whole(vae, work, size, 4))
+    whole = _whole(vae, work, size, 4)
     vae.to("cpu", torch.float32)
-    if need <= _ram():
+    if int(_HOST_PER_WHOLE * whole) <= _ram():
         return _run(vae, work, sample), "the untiled result in float32 on the CPU"
-    with _exact(vae, _OTHER_EDGE, None):
+    if whole > host_snapshot().available:
+        raise ConfigError(
+            f"the result at {size} px, to compare with, takes {format_bytes(whole)} of RAM, and "
+            f"{format_bytes(host_snapshot().available)} are free. Choose a smaller --size"
+        )
+    with banded(vae):
         found = _run(vae, work, sample)
     return found, (
-        f"exact strips at the memory of tiles of {_OTHER_EDGE} px, in float32 on the CPU: the "
-        f"untiled run needs {format_bytes(need)} of RAM and {format_bytes(_ram())} may be used"
+        "the untiled result in float32 on the CPU, whole maps, each convolution in bands of rows "
+        "to save its scratch memory"
     )
 
 

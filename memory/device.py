@@ -8,7 +8,9 @@ what the device may use, not what the machine has.
 from __future__ import annotations
 
 import platform
+import subprocess
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -106,7 +108,7 @@ def _mps(device: torch.device) -> DeviceSnapshot:
     return DeviceSnapshot(
         device=str(device),
         kind="mps",
-        name=platform.processor() or "Apple GPU",
+        name=_chip(),
         total=total,
         free=None if free is None else max(0, free),
         allocated=backend.allocated(device),
@@ -114,6 +116,17 @@ def _mps(device: torch.device) -> DeviceSnapshot:
         reserved_by_others=None,
         unified=True,
     )
+
+
+@cache
+def _chip() -> str:
+    """Apple's name of the chip, such as ``Apple M2 Max``; Python only knows its architecture."""
+    command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        told = ""
+    return told.strip() or platform.processor() or "Apple GPU"
 
 
 def _accelerator(device: torch.device) -> DeviceSnapshot:

@@ -98,6 +98,7 @@ def generate(
     """
     from .adapters.generate import Request, check, run
     from .adapters.progress import progress_for
+    from .monitor import MemoryMonitor
 
     handle = _handle(pipeline)
     request = Request(prompt, negative, width, height, steps, guidance, seed, batch_size)
@@ -107,7 +108,9 @@ def generate(
     with _watched(handle, config):
         _bring_under(handle, config)
         try:
-            images = run(handle.pipeline, request, progress_for(handle.pipeline, request))
+            shape = (request.batch_size, request.height, request.width)
+            with MemoryMonitor(handle.optimizer, False, device=handle.device, images=shape):
+                images = run(handle.pipeline, request, progress_for(handle.pipeline, request))
         except BaseException as error:  # an interrupt of ComfyUI's is no Exception
             handle.loaded.settle(config, handle.device, error)
             raise

@@ -65,6 +65,7 @@ def open_to_write(path: Path, most_bytes: int) -> Table:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         _log_ahead(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA secure_delete = ON")  # what was deleted can't be read any more
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         size = int(connection.execute("PRAGMA page_size").fetchone()[0])
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * size}")

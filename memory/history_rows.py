@@ -68,7 +68,7 @@ class Row:
     def clipped(self) -> Row:
         """The row with names no longer than :data:`TEXT_LIMIT`."""
         key = self.key
-        short = Key(*(_clip(it) for it in (key.gpu, key.model, key.shapes, key.plan)), key.size)
+        short = Key(_clip(key.gpu), _clip(key.model), _clip(key.shapes), _clip(key.plan), key.size)
         return replace(self, key=short, stage=_clip(self.stage), level=_clip(self.level))
 
 
@@ -182,7 +182,8 @@ class Table:
     def clear(self) -> int:
         """Delete every row and give their pages back; the number of rows there were."""
         removed = self.connection.execute("DELETE FROM runs").rowcount
-        self.connection.execute("PRAGMA incremental_vacuum").fetchall()
+        # `execute` would take one step of it, which is one page.
+        self.connection.executescript("PRAGMA incremental_vacuum")
         return removed
 
     def close(self) -> None:

@@ -87,7 +87,6 @@ class _Writer:
                 made = rows()
                 if made:
                     history().add(made)
-                del made
             except Exception:  # the next run's rows are still to be written
                 logger.exception("a run was not added to the history")
             finally:

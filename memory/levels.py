@@ -99,6 +99,7 @@ class MemoryOptimizationConfig:
         cleanup_host: a cleanup gives host memory back too: it trims the heap, drops pinned memory,
             and has ComfyUI forget its cached results after the run, so that the next one loads
             its models from disk again.
+        history: keep the figures of runs, to correct predictions with (docs/history.md).
         budget_bytes: the most that may be allocated on the device at any moment.
         cpu_mode: only the denoiser runs on the device; text encoders, image encoders and the VAE
             compute on the CPU (slower, and equal up to the CPU's rounding). On a machine without
@@ -134,6 +135,7 @@ class MemoryOptimizationConfig:
     after_unload: bool = True
     on_exit: bool = True
     cleanup_host: bool = False
+    history: bool = True
     budget_bytes: int | None = None
     cpu_mode: bool = False
 

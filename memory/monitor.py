@@ -17,6 +17,7 @@ import torch
 from . import backend
 from .cleanup import release
 from .errors import LowtideError, TargetError
+from .monitor_rows import keep
 from .peaks import Peak, PeakWindow
 from .receipt import Receipt
 from .stages import StageHooks
@@ -41,7 +42,8 @@ class MemoryMonitor:
     """Measures the ``with`` block, stage by stage where there is a pipeline to watch.
 
     Figures stand after the block, whether it raised or not; an exception goes on to the caller.
-    Monitors nest. Each resets torch's own peak counters of its device.
+    Monitors nest. Each resets torch's own peak counters of its device. The figures of an
+    optimizer's pipeline go to the history, unless its configuration says no.
 
     Args:
         target: a MemoryOptimizer, a pipeline, a torch module or a device; ``None`` = the best
@@ -50,6 +52,8 @@ class MemoryMonitor:
             leaves the device (where offload hooks are on it, it is ready for its next run; else
             move it back), and the locals of a failed run's frames are dropped.
         device: where to measure, if not where ``target`` runs.
+        images: (count, height, width) in pixels of what is made, for the history; read off what
+            the denoiser is given where it is not said.
 
     Attributes:
         peak_allocated, peak_reserved: highest bytes on the device; ``None`` on the CPU.
@@ -69,6 +73,7 @@ class MemoryMonitor:
         release_on_exit: bool = True,
         *,
         device: str | torch.device | None = None,
+        images: tuple[int, int, int] | None = None,
     ) -> None:
         known = is_device(target) or is_optimizer(target) or is_pipeline(target)
         if target is not None and not known and not isinstance(target, torch.nn.Module):
@@ -78,6 +83,7 @@ class MemoryMonitor:
             )
         self._target = target
         self._release_on_exit = release_on_exit
+        self._images = images
         self.device = _device_for(target, device)
         self.peak_allocated: int | None = None
         self.peak_reserved: int | None = None
@@ -110,15 +116,17 @@ class MemoryMonitor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._hooks is not None:
-            self._hooks.remove()
-            self._hooks = None
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            hooks.remove()
         waited, failure = self._wait()
         self._close_stage(waited)
         self.seconds = time.perf_counter() - self._started
         if self._window is not None:
             self._take(self._window.close())
             self._window = None
+        if hooks is not None:
+            keep(self, self._target, error or failure, images=self._images, latents=hooks.latents)
         if self._release_on_exit:
             held = () if self._target is None or is_device(self._target) else (self._target,)
             self.receipt = release(*held, device=self.device, error=error)

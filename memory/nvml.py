@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 logger = logging.getLogger("lowtide")
@@ -33,6 +33,34 @@ def read(properties: Any) -> NvmlMemory | None:
             ``pci_domain_id``, ``pci_bus_id``, ``pci_device_id``, ``total_memory``; any may be
             missing in an older torch).
     """
+    info = _ask(properties, lambda nvml, card: nvml.nvmlDeviceGetMemoryInfo(card))
+    if info is None:
+        return None
+    total, free = int(info.total), int(info.free)
+    expected = getattr(properties, "total_memory", None)
+    if expected is not None and abs(total - expected) > _TOLERANCE * expected:
+        return None
+    return NvmlMemory(total=total, free=free)
+
+
+def process_bytes(properties: Any, process: int) -> int | None:
+    """Bytes of the card a process holds, its context included; ``None`` where NVML can't say.
+
+    Windows tells no figures by process, and a container's numbers of processes are its own.
+    """
+
+    def held(nvml: Any, card: Any) -> int | None:
+        for entry in nvml.nvmlDeviceGetComputeRunningProcesses(card):
+            if entry.pid == process and entry.usedGpuMemory is not None:
+                return int(entry.usedGpuMemory)
+        return None
+
+    found = _ask(properties, held)
+    return None if found is None else int(found)
+
+
+def _ask(properties: Any, question: Callable[[Any, Any], Any]) -> Any | None:
+    """What ``question(nvml, card)`` returns of torch's card; ``None`` where NVML can't say."""
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
@@ -43,20 +71,13 @@ def read(properties: Any) -> NvmlMemory | None:
         logger.debug("NVML does not answer: %s", error)
         return None
     try:
-        handle = _handle(nvml, properties)
-        if handle is None:
-            return None
-        info = nvml.nvmlDeviceGetMemoryInfo(handle)
+        card = _handle(nvml, properties)
+        return None if card is None else question(nvml, card)
     except nvml.NVMLError as error:
         logger.debug("NVML knows no memory of this card: %s", error)
         return None
     finally:
         nvml.nvmlShutdown()
-    total, free = int(info.total), int(info.free)
-    expected = getattr(properties, "total_memory", None)
-    if expected is not None and abs(total - expected) > _TOLERANCE * expected:
-        return None
-    return NvmlMemory(total=total, free=free)
 
 
 def _handle(nvml: Any, properties: Any) -> Any | None:

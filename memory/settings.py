@@ -120,6 +120,7 @@ _CHECKS: dict[str, _Check] = {
     "after_unload": _flag,
     "on_exit": _flag,
     "cleanup_host": _flag,
+    "history": _flag,
     "budget_bytes": _count(1, optional=True, unit=" of bytes"),
     "cpu_mode": _flag,
 }

@@ -28,6 +28,7 @@ _PREFIXES = {
     DECODING: ("vae", "vqgan", "vqvae", "movq"),
 }
 
+_DENOISERS = ("unet", "transformer", "prior")
 _METHODS = ("encode", "decode")
 _ABSENT = object()
 
@@ -47,6 +48,8 @@ class StageHooks:
     def __init__(
         self, pipeline: Any, enter: Callable[[str], None], leave: Callable[[str], None]
     ) -> None:
+        self.latents: tuple[int, ...] | None = None
+        """Shape of what the denoiser was given last."""
         self._pipeline = pipeline
         self._enter = enter
         self._leave = leave
@@ -61,6 +64,9 @@ class StageHooks:
             if stage is None or not isinstance(component, torch.nn.Module):
                 continue
             self._hook_forward(component, stage)
+            if name in _DENOISERS:
+                look = component.register_forward_pre_hook(self._look, with_kwargs=True)
+                self._undo.append(look.remove)
             if stage == DECODING:
                 for method in _METHODS:
                     self._wrap_method(component, method, stage)
@@ -75,6 +81,10 @@ class StageHooks:
         before = component.register_forward_pre_hook(lambda *_: self._enter(stage), prepend=True)
         after = component.register_forward_hook(lambda *_: self._leave(stage), always_call=True)
         self._undo += [before.remove, after.remove]
+
+    def _look(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found = next((it for it in (*args, *kwargs.values()) if isinstance(it, torch.Tensor)), None)
+        self.latents = None if found is None else tuple(found.shape)
 
     def _wrap_method(self, component: torch.nn.Module, name: str, stage: str) -> None:
         original = getattr(component, name, None)

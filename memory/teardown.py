@@ -164,13 +164,16 @@ def _left(device: torch.device) -> list[Holder]:
 
 
 def _on_host() -> list[Holder]:
-    """Who is known to hold host memory: ComfyUI's cached results, and its pinned pages."""
+    """Who is known to hold host memory: cached results, pinned pages, copies of weights."""
     if not comfy.present():
         return []
-    from .adapters.comfy import executor, models, results
+    from .adapters.comfy import executor, host_copies, models, results
 
     caches = executor.caches()
     named = [] if caches is None else results.on_host(caches)
+    copies = host_copies.kept_bytes()
+    if copies:
+        named.append(Holder("copies of weights that are on the device", copies, 1))
     pinned = models.pinned_bytes()
     if pinned:
         named.append(Holder("pinned memory, part of the models'", pinned, 1))

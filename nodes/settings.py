@@ -22,6 +22,10 @@ _CLEANUPS = {
     "cleanup_host": "Whether a cleanup gives RAM back as well: ComfyUI forgets its cached results "
     "after the run, so that the next one loads its models from disk again.",
 }
+_HISTORY = (
+    "Whether the figures of this graph's runs are kept to make better predictions: peaks, times, "
+    "and classes and sizes of models, on this computer only. No prompt and no file name."
+)
 
 
 class MemorySettings:
@@ -130,7 +134,7 @@ class MemorySettings:
             },
             "optional": {
                 name: (_SWITCH, {"default": "level", "tooltip": text})
-                for name, text in _CLEANUPS.items()
+                for name, text in (*_CLEANUPS.items(), ("history", _HISTORY))
             },
         }
 
@@ -152,6 +156,7 @@ class MemorySettings:
         after_unload: str = "level",
         on_exit: str = "level",
         cleanup_host: str = "level",
+        history: str = "level",
     ) -> tuple[MemoryOptimizationConfig, str]:
         return session.adjust(
             config,
@@ -170,6 +175,7 @@ class MemorySettings:
             after_unload=after_unload,
             on_exit=on_exit,
             cleanup_host=cleanup_host,
+            history=history,
         )
 
 

@@ -138,7 +138,7 @@ class Server:
         return [*command, *self.arguments]
 
     def _environment(self) -> dict[str, str]:
-        own = ("PYTHONPATH", "VIRTUAL_ENV", "LOWTIDE_SIM", "LOWTIDE_SIM_CAPACITY")
+        own = ("PYTHONPATH", "VIRTUAL_ENV", "LOWTIDE_SIM", "LOWTIDE_SIM_CAPACITY", "LOWTIDE_HOME")
         environment = {k: v for k, v in os.environ.items() if k not in own}
         environment.update(PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1", HF_HUB_OFFLINE="1")
         if self.device != "cpu":

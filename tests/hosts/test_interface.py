@@ -42,6 +42,7 @@ TABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
             "?after_unload": ["level", "on", "off"],
             "?on_exit": ["level", "on", "off"],
             "?cleanup_host": ["level", "on", "off"],
+            "?history": ["level", "on", "off"],
         },
         ["LOWTIDE_CONFIG", "STRING"],
     ),

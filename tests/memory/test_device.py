@@ -262,3 +262,24 @@ def test_bytes_outside_torch_are_this_process_s_own():
     assert known.counting(9 * GIB).reserved_by_others == 0
     unknown = device.DeviceSnapshot("cpu", "cpu", "CPU", 8, 4, None, None, None, True)
     assert unknown.counting(2) == unknown
+
+
+def test_an_apple_chip_is_called_by_its_name(monkeypatch) -> None:
+    device._chip.cache_clear()
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> types.SimpleNamespace:
+        asked.append(command)
+        return types.SimpleNamespace(stdout="Apple M2 Max\n")
+
+    monkeypatch.setattr(device.subprocess, "run", run)
+    assert device._chip() == device._chip() == "Apple M2 Max"
+    assert asked == [["sysctl", "-n", "machdep.cpu.brand_string"]]
+    device._chip.cache_clear()
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(device.subprocess, "run", missing)
+    assert device._chip() and "\n" not in device._chip()
+    device._chip.cache_clear()

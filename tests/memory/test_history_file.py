@@ -177,6 +177,20 @@ def test_several_processes_that_meet_damage_begin_one_new_file(path: Path) -> No
     assert len(list(path.parent.glob("*.damaged-*"))) == 1
 
 
+def test_a_file_another_process_has_begun_meanwhile_is_not_moved(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"nothing of ours\n" * 500)
+    damaged = history_file.identity(path)
+    history = History(path.with_name("new"))
+    history.add([row()])
+    history.close()
+    os.replace(history.path or path, path)
+    assert history_file.move_aside(path, damaged) is None
+    assert (
+        len(rows_of(path)) == 1 and sorted(it.name for it in path.parent.iterdir())[0] == path.name
+    )
+
+
 def test_only_the_latest_damaged_files_are_kept(path: Path, monkeypatch) -> None:
     stamps = iter(f"2026010{number}-000000" for number in range(9))
     monkeypatch.setattr(history_file.time, "strftime", lambda _: next(stamps))

@@ -70,6 +70,13 @@ class Library(ModuleType):
         _, total, free = self.cards[handle]
         return SimpleNamespace(total=total, free=free)
 
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[SimpleNamespace]:
+        self._call("processes")
+        return [
+            SimpleNamespace(pid=7, usedGpuMemory=3 * GIB),
+            SimpleNamespace(pid=8, usedGpuMemory=None),
+        ]
+
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
@@ -136,6 +143,15 @@ def test_a_library_that_fails_knows_nothing(library: Library, call: str) -> None
 
 def test_an_address_nvml_does_not_know_reads_nothing(library: Library) -> None:
     assert nvml.read(card(pci_domain_id=0, pci_bus_id=1, pci_device_id=0)) is None
+
+
+def test_what_a_process_holds_is_told_where_the_driver_knows(library: Library) -> None:
+    assert nvml.process_bytes(card(uuid=UUID), 7) == 3 * GIB
+    assert nvml.process_bytes(card(uuid=UUID), 8) is None, "Windows tells no figures"
+    assert nvml.process_bytes(card(uuid=UUID), 9) is None, "a container has numbers of its own"
+    library.fails.add("processes")
+    assert nvml.process_bytes(card(uuid=UUID), 7) is None
+    assert library.open == 0
 
 
 def test_it_is_closed_as_often_as_it_was_opened(library: Library) -> None:

@@ -37,13 +37,13 @@ def test_else_it_is_the_platforms_folder_for_user_data(monkeypatch) -> None:
 
     def user_data_dir(name: str, appauthor: object = None) -> str:
         given.append((name, appauthor))
-        return "/home/somebody/data"
+        return "/users/somebody/data"
 
     monkeypatch.setitem(
         sys.modules, "platformdirs", types.SimpleNamespace(user_data_dir=user_data_dir)
     )
     monkeypatch.delenv("LOWTIDE_HOME")
-    assert stores.folder() == Path("/home/somebody/data") and given == [("lowtide", False)]
+    assert stores.folder() == Path("/users/somebody/data") and given == [("lowtide", False)]
 
 
 def test_the_package_that_names_it_takes_this_call(monkeypatch) -> None:

@@ -7,17 +7,18 @@ import dataclasses
 from typing import Any
 
 from ...levels import MemoryOptimizationConfig
+from ...run_key import plan_name
 from ...strategies.base import Applied, Skipped
 from ...units import format_bytes
 from . import control as controls
 from . import dynamic, float8, sampling
 from .attention import choose
 from .chunking import chunk, held_bytes
-from .clip import leaving
+from .clip import leaving, staying
 from .compatibility import left_alone, stays
 from .patchers import Residency, is_dynamic, marked, residency_of, with_residency
 from .shares import Share, divide, leaves_when_idle, policy, residency_for
-from .vae import described, tiling
+from .vae import TilingVae, VaePlan, described, tiling
 from .vae_jobs import tiles
 
 __all__ = ["Share", "divide"]
@@ -91,7 +92,8 @@ def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: 
     reason = stays(clip.patcher) or f"not part of level {config.level.value}"
     if stays(clip.patcher) or not leaves_when_idle(config):
         entries.append(Skipped("leave when idle", part, reason))
-        if share.clip.cleanup == "off":
+        clip = staying(clip)
+        if share.clip.cleanup == "off" and residency_of(clip.patcher) is None:
             return clip
         clone = clip.clone()
         clone.patcher = _following(share.clip, clone.patcher, part, entries)
@@ -107,12 +109,16 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
     if vae is None:
         return vae
     plan = share.vae
-    follows = Residency(cleanup=policy(config))
+    follows = Residency(cleanup=policy(config), plan=plan_name(config))
     if plan is None:
         reason = f"not part of level {config.level.value}"
         entries.append(Skipped("vae tiling", "vae", reason))
         entries.append(Skipped("leave when idle", "vae", reason))
-        if follows.cleanup == "off" or vae.first_stage_model is None:
+        if vae.first_stage_model is None:
+            return vae
+        if isinstance(vae, TilingVae):  # of an earlier node of ours
+            vae = tiling(vae, VaePlan(None, leave=False))
+        elif follows.cleanup == "off":
             return vae
         twin = copy.copy(vae)
         twin.patcher = _following(follows, vae.patcher, "vae", entries)

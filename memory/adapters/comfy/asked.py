@@ -42,6 +42,11 @@ def cleanup(graph: Any) -> MemoryOptimizationConfig:
     return config.replace(**changes)
 
 
+def learns(graph: Any) -> bool:
+    """Whether the prompt's figures may go to the history: unless a settings node says off."""
+    return all(found.get("history") != "off" for found in _inputs(graph, _SETTINGS))
+
+
 def stronger(
     one: MemoryOptimizationConfig, other: MemoryOptimizationConfig
 ) -> MemoryOptimizationConfig:

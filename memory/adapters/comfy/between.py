@@ -1,9 +1,10 @@
 """The cleanup policy between two nodes: which models leave the device now, and why.
 
 A model that no later node of the prompt needs leaves at once under ``always``, and under
-``pressure`` once the device is short of memory. One that is still needed stays: moving it twice
-would cost more than it frees, and ComfyUI itself makes room for what comes next. In a prompt with
-``always`` that holds for models no Lowtide node was given, too.
+``pressure`` once the device is short of memory, or has less free than a later node's model still
+needs. One that is still needed stays: moving it twice would cost more than it frees, and ComfyUI
+itself makes room for what comes next. In a prompt with ``always`` that holds for models no Lowtide
+node was given, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from .models import (
 )
 from .patchers import residency_of
 
+AMPLE = 0.5
+"""With this part of the device free, nobody asks what the later nodes need."""
+
 Note = Callable[[Release], None]
 
 
@@ -48,7 +52,7 @@ def after_node(
         always: models without a policy of their own leave too.
         config: whose ``after_unload`` says whether the caches are emptied then.
     """
-    candidates = [patcher for patcher in _on_device() if _acts(patcher, always)]
+    candidates = [patcher for patcher in _on_device() if _may_act(patcher, always)]
     if not candidates:
         return
     later = needed()
@@ -56,7 +60,9 @@ def after_node(
         return
     left = False
     for patcher in candidates:
-        if not any(patcher.is_clone(other) for other in later):
+        if any(patcher.is_clone(other) for other in later):
+            continue
+        if _acts(patcher, always) or _lacks_room(later, patcher.load_device):
             note(_leave(patcher, node, "no later node needs it"))
             left = True
     if left and (config is None or config.after_unload):
@@ -156,10 +162,34 @@ def _acts(patcher: Any, always: bool) -> bool:
     )
 
 
+def _may_act(patcher: Any, always: bool) -> bool:
+    """As ``_acts``, or a model with ``pressure`` on a device of which half is taken."""
+    residency = residency_of(patcher)
+    if residency is None or residency.cleanup != "pressure":
+        return _acts(patcher, always)
+    return is_short(patcher.load_device) or _less_free(patcher.load_device, AMPLE)
+
+
+def _lacks_room(later: list[Any], device: Any) -> bool:
+    """Whether a model of a later node needs more for its weights than the device has free."""
+    import comfy.model_management as mm
+
+    missing = [
+        int(patcher.model_size()) - int(patcher.loaded_size())
+        for patcher in later
+        if patcher.load_device == device
+    ]
+    return max(missing, default=0) > mm.get_free_memory(device) - mm.minimum_inference_memory()
+
+
 def is_short(device: Any) -> bool:
     """Whether less than 15% of the device is free; one that does not say counts as short."""
+    return _less_free(device, PRESSURE_SHARE)
+
+
+def _less_free(device: Any, share: float) -> bool:
     info = backend.mem_get_info(backend.device_of(device))
-    return info is None or info[0] < PRESSURE_SHARE * info[1]
+    return info is None or info[0] < share * info[1]
 
 
 def _leave(patcher: Any, node: str | None, reason: str) -> Release:

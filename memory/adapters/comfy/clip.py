@@ -89,3 +89,12 @@ def leaving(clip: Any) -> Any:
             known = _classes[base] = type(f"Leaving{base.__name__}", (LeavingClip, base), {})
         clone.__class__ = known
     return clone
+
+
+def staying(clip: Any) -> Any:
+    """A clone of a CLIP of ``leaving`` that stays on the device again; any other one as it is."""
+    if not isinstance(clip, LeavingClip):
+        return clip
+    clone = clip.clone()
+    clone.__class__ = type(clip).__bases__[1]
+    return clone

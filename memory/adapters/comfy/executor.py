@@ -17,9 +17,10 @@ from typing import Any
 from ... import backend
 from ...levels import MemoryOptimizationConfig
 from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Release, Timelines
-from . import asked, between, moved, rescue, visits
+from . import asked, between, host_copies, learned, moved, rescue, visits
 from .graph import moment_of, needed_patchers
 from .listening import listen
+from .patchers import residency_of
 from .prompt import Prompt
 from .spans import Recorder
 
@@ -72,6 +73,7 @@ def _wrap_once() -> bool:
     execution.PromptExecutor.add_message = add_message
     _state["original"] = original
     moved.install()
+    host_copies.install(_leaves_soon)
     rescue.install(rescue.Rules(_wants_rescue, _agreed, _policy, _tried))
     return True
 
@@ -88,6 +90,7 @@ def uninstall() -> None:
         prompt.recorder.end(INTERRUPTED)
     _state["executor"] = lambda: None
     moved.uninstall()
+    host_copies.uninstall()
     rescue.uninstall()
     visits.forget()
     _timelines.clear()
@@ -158,16 +161,7 @@ def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
         try:
             between.after_run(_noting(prompt), always=prompt.always, config=prompt.config)
         finally:
-            _end(prompt, _ENDS[event], data.get("node_id"))
-
-
-def _end(prompt: Prompt, status: str, node: str | None) -> None:
-    recorder, prompt.registry = prompt.recorder, None
-    if recorder is None:
-        return
-    if node is not None:
-        recorder.finish(node, status)
-    recorder.end(status)
+            prompt.end(_ENDS[event], data)
 
 
 def _follow(executor: Any, cached: tuple[str, ...]) -> None:
@@ -184,6 +178,7 @@ def _follow(executor: Any, cached: tuple[str, ...]) -> None:
     prompt.recorder = Recorder(_timelines, prompt.registry.prompt_id, device, graph, cached)
     prompt.always = between.any_has_policy("always")
     prompt.rescue = asked.rescue(graph)
+    prompt.learns = asked.learns(graph)
     prompt.follow(asked.cleanup(graph))
     _state["prompt"] = prompt
 
@@ -194,6 +189,17 @@ def _follow_running() -> None:
     nodes = get_progress_state().nodes.values()
     if any(node["state"] == NodeState.Running for node in nodes):
         _follow(None, ())
+
+
+def _leaves_soon(patcher: Any) -> bool:
+    """Whether a model that is loaded now leaves within this prompt, and stays on the host then."""
+    prompt: Prompt | None = _state["prompt"]
+    if prompt is None or prompt.config.cleanup_host:
+        return False
+    residency = residency_of(patcher)
+    if residency is None:
+        return prompt.always
+    return residency.leave or residency.cleanup == "always"
 
 
 def _wants_rescue() -> bool:
@@ -252,6 +258,7 @@ def _finished(node: str, prompt_id: str) -> None:
         return
     if prompt.recorder is not None:
         prompt.recorder.finish(node)
+    learned.take(prompt, node)
     prompt.always = prompt.always or between.any_has_policy("always")
     if prompt.executor is not None:
         _clean_after(node, prompt)

@@ -95,6 +95,16 @@ def moment_of(graph: Any, node: str, outputs: Outputs) -> str | None:
     return moment
 
 
+def inputs_of(graph: Any, node: str, outputs: Outputs) -> list[Any]:
+    """What the linked inputs of ``node`` were given, the first value of each that is known."""
+    found = []
+    for source, socket in _links(graph, node):
+        values = outputs(source)
+        if values is not None and socket < len(values) and values[socket]:
+            found.append(values[socket][0])
+    return found
+
+
 def patchers_in(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
     """Model patchers that a node's output holds: the value itself, its parts, its items."""
     if value is None or isinstance(value, (str, bytes, int, float, complex, torch.Tensor)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from . import host_copies, moved
 from .limits import streams_all
 
 _EVERYTHING = 1e30
@@ -52,7 +53,9 @@ def leave_device(patcher: Any) -> None:
         if entry.model is None or not patcher.is_clone(entry.model)
     ]
     if len(keep) < len(mm.current_loaded_models):
-        mm.free_memory(_EVERYTHING, patcher.load_device, keep)
+        with host_copies.put_back(patcher) as uncopied:
+            mm.free_memory(_EVERYTHING, patcher.load_device, keep)
+        moved.uncopied(uncopied)
         drop_cast_buffers()
 
 

@@ -64,6 +64,13 @@ def read() -> Moved:
     return Moved(*_count)
 
 
+def uncopied(size: int) -> None:
+    """Of what left the device, ``size`` bytes were on the host already."""
+    if _undo:
+        update()
+        _count[1] -= size
+
+
 def update() -> None:
     """Take in what changed without a load or an unload, such as a cap that moved."""
     import comfy.model_management as mm

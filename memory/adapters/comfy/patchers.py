@@ -47,6 +47,7 @@ class Residency:
         activations: bytes set aside for them where nothing was measured.
         leave: take the model off the device once it has sampled.
         cleanup: when the model leaves the device after a run: off, pressure, always.
+        plan: the name of the configuration it came from, for the history.
     """
 
     cap: int | None = None
@@ -56,6 +57,7 @@ class Residency:
     cleanup: str = "off"
     by_free: bool = False
     leave: bool = False
+    plan: str = ""
 
     def weights(self, activations: int | None) -> int | None:
         """Most bytes of weights resident beside ``activations``; ``None`` = no cap."""

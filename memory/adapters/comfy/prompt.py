@@ -7,7 +7,7 @@ from typing import Any
 
 from ...levels import MemoryOptimizationConfig
 from ...rescue import TRIES, ladder
-from . import asking
+from . import asking, learned
 from .spans import Recorder
 
 
@@ -26,11 +26,28 @@ class Prompt:
     always: bool = False
     """Whether they, or a model of this prompt, have the policy ``always``."""
     rescue: str = "off"
+    learns: bool = True
+    """Whether its figures go to the history."""
+    work: dict[str, learned.Work] = field(default_factory=dict)
+    """What its nodes worked on."""
 
     def follow(self, config: MemoryOptimizationConfig) -> None:
         """Clean up by this configuration from now on."""
         self.config = config
         self.always = self.always or (config.cleanup == "always" and config.on_exit)
+
+    def end(self, status: str, message: dict[str, Any]) -> None:
+        """It has ended; ``message`` is ComfyUI's about that, with the node it ended in, if any."""
+        recorder, node = self.recorder, message.get("node_id")
+        if node is not None:
+            learned.take(self, node)
+        self.registry = None
+        if recorder is None:
+            return
+        if node is not None:
+            recorder.finish(node, status)
+        recorder.end(status)
+        learned.log(self, message)
 
     @property
     def policy(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...errors import BudgetError, TargetError
 from ...levels import MemoryOptimizationConfig, OptimizationLevel
+from ...run_key import plan_name
 from ...units import MIB, format_bytes
 from . import control as controls
 from .budget import givable
@@ -62,7 +63,11 @@ def divide(
         None
         if vae is None or not (idle or config.enable_vae_tiling or config.enable_vae_slicing)
         else VaePlan(
-            config if config.enable_vae_tiling else None, idle, config.budget_bytes, _chunk(config)
+            config if config.enable_vae_tiling else None,
+            idle,
+            config.budget_bytes,
+            _chunk(config),
+            plan=plan_name(config),
         ),
         None
         if controls.patcher_of(control_net) is None
@@ -94,7 +99,7 @@ def residency_for(config: MemoryOptimizationConfig, patcher: Any, part: str) -> 
         BudgetError: the budget is under the largest layer that has to be streamed.
     """
     if left_alone(patcher) is not None:
-        return Residency(cleanup=policy(config))
+        return Residency(cleanup=policy(config), plan=plan_name(config))
     share = RESIDENT_SHARE.get(config.level)
     samples = part in ("model", "control net")
     if share is not None and not samples:
@@ -120,6 +125,7 @@ def residency_for(config: MemoryOptimizationConfig, patcher: Any, part: str) -> 
         policy(config),
         by_free=bool(share),
         leave=samples and leaves_when_idle(config),
+        plan=plan_name(config),
     )
 
 

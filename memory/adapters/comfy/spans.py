@@ -54,7 +54,7 @@ class Recorder:
         cached: tuple[str, ...] = (),
     ) -> None:
         self._timelines = timelines
-        self._device = device
+        self.device = device
         self._graph = graph
         self._began = time.perf_counter()
         self._open: dict[str, _Open] = {}
@@ -75,11 +75,11 @@ class Recorder:
         found = self._open.get(node)
         if found is None:
             found = self._open[node] = _Open(
-                backend.allocated(self._device), self._now(), self._sampler.open()
+                backend.allocated(self.device), self._now(), self._sampler.open()
             )
         for waiting in (*(self._open[it] for it in ancestors if it in self._open), found):
             if waiting.window is None:
-                waiting.window = PeakWindow(self._device)
+                waiting.window = PeakWindow(self.device)
                 waiting.resumed = self._now()
                 waiting.moved_before = moved.read()
 
@@ -91,7 +91,7 @@ class Recorder:
         peak = found.window.read() if found.step is None else found.step.close()
         if peak.allocated is not None:
             found.steps.append(peak.allocated)
-        found.step = PeakWindow(self._device)
+        found.step = PeakWindow(self.device)
 
     def finish(self, node: str, status: str = DONE) -> NodeSpan | None:
         """A node ended; its span, or ``None`` if it never started (it was cached)."""
@@ -109,7 +109,7 @@ class Recorder:
             peak_allocated=found.peak.allocated,
             peak_reserved=found.peak.reserved,
             before=found.before,
-            after=backend.allocated(self._device),
+            after=backend.allocated(self.device),
             device_peak=mark.device,
             host_peak=mark.host,
             status=status,
@@ -139,8 +139,8 @@ class Recorder:
         timeline.pages_peak = mark.pages
         whole = moved.read() - self._moved
         timeline.to_device, timeline.from_device = whole.to_device, whole.from_device
-        timeline.after_allocated = backend.allocated(self._device)
-        timeline.after_reserved = backend.reserved(self._device)
+        timeline.after_allocated = backend.allocated(self.device)
+        timeline.after_reserved = backend.reserved(self.device)
         timeline.seconds = self._now()
         timeline.status = status
 

@@ -40,7 +40,7 @@ class VaePlan:
 
     ``chunk`` is how many images of a batch are worked on at once; ``None`` leaves it to the core,
     which takes as many as it has memory for. ``exact`` is settled by ``tiling``: strips instead of
-    blended tiles.
+    blended tiles. ``plan`` is the configuration's name, for the history.
     """
 
     config: MemoryOptimizationConfig | None
@@ -48,6 +48,7 @@ class VaePlan:
     budget: int | None = None
     chunk: int | None = None
     exact: bool = False
+    plan: str = ""
 
 
 class TilingVae(_Vae):

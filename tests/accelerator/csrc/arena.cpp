@@ -121,6 +121,8 @@ Block* Arena::new_segment(size_t size, bool small) {
   // NORESERVE: a segment costs host memory only where it is written.
   void* address =
       mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  // A device has no page faults: large pages keep the host's from being timed as if it had.
+  madvise(address, bytes, MADV_HUGEPAGE);
   TORCH_CHECK(address != MAP_FAILED, "simulated accelerator: the host has no ", size_text(bytes), " left");
   if (arena_settings().poison) memset(address, kPoison, bytes);
   auto* block = new Block{static_cast<char*>(address), bytes, context().streams[index], small};

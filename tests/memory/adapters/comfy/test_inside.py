@@ -33,6 +33,7 @@ PLACES = {
     "spans": ("npu",),
     "between": ("npu",),
     "moments": ("npu",),
+    "copies": ("npu", "cuda"),
     "rescued": ("npu",),
     "asking": ("npu",),
     "receipts": ("npu",),
@@ -53,6 +54,7 @@ PLACES = {
     "loras": ("npu",),
     "turns": ("npu",),
     "questions": ("npu",),
+    "histories": ("npu",),
 }
 
 SECONDS = 600

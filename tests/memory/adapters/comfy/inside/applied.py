@@ -5,21 +5,23 @@ from __future__ import annotations
 import comfy.sd
 from denoisers import patcher as denoiser
 from idle import CLIP, clean, encode, held
-from lowtide.memory.adapters.comfy import apply, between, vae
+from lowtide.memory.adapters.comfy import apply, between, learned, vae
 from lowtide.memory.adapters.comfy.attention import KEY, choose
 from lowtide.memory.adapters.comfy.chunking import chunk
 from lowtide.memory.adapters.comfy.patchers import residency_of
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.report import OptimizationReport
-from small import load, patcher
+from small import load, lora, patcher
 from vaes import IMAGE, LATENT, VAE
 
 KINDS = ("model", "clip", "vae")
 
 
-def optimized(level: str, **more: object) -> tuple[dict[str, object], OptimizationReport]:
+def optimized(
+    level: str, given: dict[str, object] | None = None, **more: object
+) -> tuple[dict[str, object], OptimizationReport]:
     config = MemoryOptimizationConfig.from_level(level, **more)
-    given = {"model": MODEL, "clip": CLIP, "vae": VAE}
+    given = given or {"model": MODEL, "clip": CLIP, "vae": VAE}
     share = apply.divide(config, **given)
     entries: list[object] = []
     found = {
@@ -71,6 +73,22 @@ def case_nothing_is_left_after_a_run_at_none() -> None:
     clean()
 
 
+def case_the_history_is_told_the_plan_of_each_part() -> None:
+    latent, made = {"samples": LATENT}, [[[[LATENT, {}]]]]
+    for level, more, plan in (
+        ("none", {"cleanup": "always"}, "none"),
+        ("aggressive", {}, "aggressive"),
+        ("balanced", {"budget_bytes": 1 << 30}, "balanced, budget_bytes=1.00 GB"),
+        ("ultra", {"vae_tile_size": 128, "on_exit": False}, "ultra, vae_tile_size=128"),
+    ):
+        found, _ = optimized(level, **more)
+        for inputs in ([found["model"], latent], [found["clip"]], [found["vae"], latent]):
+            work = learned.work_of(inputs, made)
+            assert work is not None and work.plan == plan, (level, work)
+    assert learned.work_of([MODEL, latent], made).plan == "none"
+    assert learned.work_of([lora(found["model"]), latent], made).plan == f"{plan}, patched"
+
+
 def case_the_originals_carry_no_policy() -> None:
     optimized("none", cleanup="always")
     for one in (MODEL, CLIP, VAE):
@@ -83,6 +101,30 @@ def case_without_a_policy_the_models_of_none_are_the_given_ones() -> None:
         found, report = optimized("none", **more)
         assert (found["model"], found["clip"], found["vae"]) == (MODEL, CLIP, VAE)
         assert lines(report, "cleanup") == []
+
+
+def case_a_second_node_at_none_takes_back_what_the_first_did() -> None:
+    clean()
+    plain = VAE.decode(LATENT).cpu()
+    clean()
+    start = held()
+    for cleanup in ("off", "always"):
+        first, _ = optimized("balanced", budget_bytes=1 << 30, enable_vae_tiling=True)
+        found, _ = optimized("none", first, cleanup=cleanup)
+        for kind, one in found.items():
+            residency = residency_of(patcher_of(one))
+            wanted = (None, None, False, cleanup)
+            assert residency is not None, kind
+            had = (residency.cap, residency.budget, residency.leave, residency.cleanup)
+            assert had == wanted, (kind, had)
+        encode(found["clip"])
+        encoder = held()
+        assert encoder > start  # it stays
+        assert bool((found["vae"].decode(LATENT).cpu() == plain).all())
+        assert held() > encoder
+        plan = found["vae"].lowtide_plan
+        assert (plan.config, plan.budget, plan.leave, plan.chunk) == (None, None, False, None)
+        clean()
 
 
 def case_slicing_is_honoured_and_said() -> None:

@@ -76,6 +76,28 @@ def case_under_pressure_they_leave_when_memory_is_short() -> None:
         clean()
 
 
+def case_under_pressure_they_leave_when_a_later_model_would_not_fit() -> None:
+    ample = between.AMPLE
+    for share, size, held in ((2.0, 10**12, []), (2.0, None, ["1"]), (ample, 10**12, ["1"])):
+        executor.install()
+        models("pressure", 1, 2)
+        MODELS[2].size = size or MODELS[2].model_size()
+        between.AMPLE = share  # above 1: the later nodes are asked, whatever is free
+        try:
+            go(
+                runner(),
+                m=("Loader", 1),
+                n=("Loader", 2),
+                u=("Use", 1, "m", "n"),
+                see=("Leave", 1, "u"),
+                later=("Leave", 2, "n", "see"),
+            )
+        finally:
+            between.AMPLE = ample
+        assert SEEN["at 1"] == held, (share, size)
+        clean()
+
+
 def case_a_cached_node_hands_on_what_it_holds() -> None:
     for kind in kinds():
         executor.install()

@@ -156,7 +156,7 @@ class LowtideMemorySettings(Node):
     def INPUT_TYPES(cls):
         from lowtide.memory.adjust import CLEANUPS
 
-        texts = {name: ("STRING", {}) for name in CLEANUPS}
+        texts = {name: ("STRING", {}) for name in (*CLEANUPS, "history")}
         return {"required": {"mb": ("INT", {})}, "optional": texts}
 
     def run(self, mb, **texts):

@@ -1,0 +1,135 @@
+"""What a monitored run of a pipeline leaves in the history: a row for each stage, and one for all.
+
+Whose configuration is not known is left out: a pipeline that is watched without its optimizer.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import backend, learning
+from .device import snapshot
+from .history_rows import FAILED, FITS, INTERRUPTED, OUT_OF_MEMORY, Key, Row
+from .rescue import is_out_of_memory
+from .run_key import gpu_name, pipeline_name, plan_name, positions
+from .targets import is_optimizer, parts_of, pipeline_of
+
+if TYPE_CHECKING:
+    from .monitor import MemoryMonitor
+
+logger = logging.getLogger("lowtide")
+
+WHOLE = "all"
+"""The stage that stands for the whole run."""
+
+
+def keep(
+    monitor: MemoryMonitor,
+    target: Any,
+    error: BaseException | None,
+    *,
+    images: tuple[int, int, int] | None,
+    latents: Sequence[int] | None,
+) -> None:
+    """Hand a finished block's figures to the history; never raises.
+
+    Args:
+        images: (count, height, width) in pixels; ``None`` = by ``latents``.
+        latents: shape of what the denoiser was given.
+    """
+    try:
+        pipeline = pipeline_of(target)
+        if not is_optimizer(target) or pipeline is None or not learning.active():
+            return
+        config = target.config
+        if not config.history:
+            return
+        images = images or _images(pipeline, latents)
+        if images is None:
+            return
+        key = _key(pipeline, plan_name(config), monitor.device, images)
+        level, ended = config.level.value, _outcome(error)
+        figures = {name: (it.allocated, it.reserved, it.seconds) for name, it in _stages(monitor)}
+        info = backend.mem_get_info(monitor.device) if monitor.device.type != "cpu" else None
+        free = None if info is None else info[0] + (backend.reserved(monitor.device) or 0)
+        now = time.time()
+        learning.log(lambda: _rows(key, level, ended, figures, free, now))
+    except Exception:  # a run never fails for its history
+        logger.exception("a run was not handed to the history")
+
+
+def _stages(monitor: MemoryMonitor) -> list[tuple[str, Any]]:
+    from .monitor import StagePeak
+
+    whole = StagePeak(monitor.peak_allocated, monitor.peak_reserved, monitor.seconds)
+    return [*monitor.stages.items(), (WHOLE, whole)]
+
+
+def _rows(
+    key: Key,
+    level: str,
+    outcome: str,
+    figures: dict[str, tuple[int | None, int | None, float]],
+    free: int | None,
+    at: float,
+) -> list[Row]:
+    found = []
+    for stage, (allocated, reserved, seconds) in figures.items():
+        predicted, predicted_seconds = learning.expected(key, stage)
+        found.append(
+            Row(
+                key,
+                stage,
+                level,
+                at,
+                outcome,
+                predicted=predicted,
+                measured=allocated,
+                reserved=reserved,
+                predicted_seconds=predicted_seconds,
+                seconds=seconds,
+                free=free,
+            )
+        )
+    return found
+
+
+def _key(pipeline: Any, plan: str, device: torch.device, images: tuple[int, int, int]) -> Key:
+    count, height, width = images
+    modules = [part for _, part in parts_of(pipeline) if isinstance(part, torch.nn.Module)]
+    parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    return Key(
+        gpu_name(snapshot(device), str(torch.__version__)),
+        pipeline_name(type(pipeline).__name__, parameters),
+        f"{count}x{height}x{width}",
+        plan,
+        count * height * width,
+    )
+
+
+def _images(pipeline: Any, latents: Sequence[int] | None) -> tuple[int, int, int] | None:
+    """(count, height, width) in pixels by the latents' shape; height 1 where they are packed."""
+    if latents is None or len(latents) < 3:
+        return None
+    factor = int(getattr(pipeline, "vae_scale_factor", 8))
+    count = int(latents[0])
+    if getattr(pipeline, "do_classifier_free_guidance", False) is True and count % 2 == 0:
+        count //= 2  # each image goes twice through the denoiser, in one batch
+    if len(latents) == 3:  # (batch, positions, channels): two by two latents each
+        return count, 1, int(latents[1]) * (2 * factor) ** 2
+    height, width = int(latents[-2]) * factor, int(latents[-1]) * factor
+    frames = positions(latents) // (int(latents[0]) * int(latents[-2]) * int(latents[-1]))
+    return count * frames, height, width
+
+
+def _outcome(error: BaseException | None) -> str:
+    if error is None:
+        return FITS
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    return INTERRUPTED if "interrupt" in type(error).__name__.lower() else FAILED
