@@ -23,6 +23,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; the exit status is 0, or 1 after an error explained on stderr."""
     options = parser().parse_args(arguments)
+    options.line = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with history.left_out():
             return int(options.command(options) or 0)
@@ -194,7 +195,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _float8(options: argparse.Namespace) -> int:
     usual = vars(parser().parse_args(["bench"]))
-    used = {"float8", "json", "command"}
+    used = {"float8", "json", "command", "line"}
     for name, value in vars(options).items():
         if name not in used and value != usual[name]:
             raise ConfigError(f"--{name} has no effect with --float8; leave it out")

@@ -50,7 +50,7 @@ def add_arguments(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Plan, and print."""
     if options.comfyui is not None and not options.inside:
-        return _in_comfyui(options.comfyui)
+        return _in_comfyui(options.comfyui, options.line)
     silence_libraries()
     if options.published or options.speed:
         from . import plan_speed, published
@@ -137,14 +137,14 @@ def _subject(options: argparse.Namespace, store: Any) -> tuple[Any, Any]:
     return work, pipeline_subject(options.model, work, store, options.dtype)
 
 
-def _in_comfyui(folder: Path) -> int:
+def _in_comfyui(folder: Path, arguments: list[str]) -> int:
     """The same command line, in a process of that ComfyUI's own Python."""
     folder = folder.expanduser().absolute()
     if not (folder / "comfy" / "model_management.py").is_file():
         raise ConfigError(f"--comfyui {folder} is no folder of ComfyUI: it has no comfy package")
     homes = [folder / name / part for name in (".venv", "venv") for part in _PYTHONS]
     python = next((str(home) for home in homes if home.is_file()), sys.executable)
-    line = command("bench.cli", *sys.argv[1:], "--inside")
+    line = command("bench.cli", *arguments, "--inside")
     line[0] = python
     return subprocess.run(line, check=False).returncode
 
@@ -162,7 +162,7 @@ def _profile(card: str | None) -> Any:
     """The card asked for; this machine's; else a common one, as it says."""
     from ..memory import backend
     from ..memory.device import snapshot
-    from ..memory.profile_published import assumed, published
+    from ..memory.profile_published import published
 
     if card is not None:
         found = published(card)
@@ -173,5 +173,9 @@ def _profile(card: str | None) -> Any:
             )
         return found
     if backend.available_types():
-        return assumed(snapshot().name)
+        import torch
+
+        from ..memory.profiles import known
+
+        return known(snapshot().name, str(torch.__version__))
     return published(DEFAULT_CARD)

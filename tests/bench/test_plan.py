@@ -1,0 +1,107 @@
+"""The command that plans: its JSON, its table, and how it says no."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lowtide.bench import cli, published
+from lowtide.memory.adapters.synthetic import write_pipeline
+from lowtide.memory.stores import ENVIRONMENT
+
+TINY = ("plan", "--model", "tiny-sd15", "--size", "128", "--steps", "2")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path_factory.getbasetemp() / "plan-home"  # one for all: traces are made once
+    monkeypatch.setenv(ENVIRONMENT, str(folder))
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert cli.main([*TINY, *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_json_has_every_stage_of_the_level_asked_for(capsys):
+    found = planned(capsys, "--level", "aggressive")
+    assert found["predicted"] is True
+    assert found["level"] == "aggressive"
+    assert set(found["stages"]) == {"encode", "denoise", "decode"}
+    for stage in found["stages"].values():
+        assert stage["peak_reserved_bytes"] >= stage["peak_allocated_bytes"] > 0
+        assert stage["seconds"] > 0
+        assert stage["moved_bytes"] > 0
+    assert found["levels"]["aggressive"]["stages"] == found["stages"]
+    assert set(found["levels"]) == {"none", "balanced", "aggressive", "ultra"}
+    peaks = [found["levels"][name]["peak_allocated_bytes"] for name in found["levels"]]
+    # So small an autoencoder takes more for a blended tile's kernels than for a strip's.
+    assert peaks[:3] == sorted(peaks[:3], reverse=True)
+
+
+def test_a_budget_is_a_row_and_a_plan(capsys):
+    whole = planned(capsys)["peak_allocated_bytes"]
+    found = planned(capsys, "--budget-gb", str(whole * 0.6 / 2**30))
+    assert found["level"] == "budget"
+    assert found["plan"]["fits"]
+    assert found["peak_allocated_bytes"] * 1.03 <= whole * 0.6
+    assert found["plan"]["level"] in ("balanced", "aggressive", "ultra")
+
+
+def test_a_budget_that_holds_nothing_names_the_smallest_that_does(capsys):
+    found = planned(capsys, "--budget-gb", "0.001")
+    assert not found["plan"]["fits"]
+    smallest = found["plan"]["smallest_budget_bytes"]
+    assert "give" in found["plan"]["advice"][0]
+    assert planned(capsys, "--budget-gb", str(smallest / 2**30))["plan"]["fits"]
+
+
+def test_the_table_says_that_it_is_a_prediction(capsys):
+    assert cli.main([*TINY, "--card", "RTX 4090"]) == 0
+    text = capsys.readouterr().out
+    assert "Predicted, not measured" in text
+    assert "RTX 4090" in text
+    assert all(f"| {level}" in text for level in ("none", "balanced", "aggressive", "ultra"))
+
+
+def test_a_folder_of_diffusers_is_planned_without_its_weights(capsys, tmp_path):
+    folder = write_pipeline(tmp_path / "pipe", "tiny-sd15")
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    named = planned(capsys)
+    arguments = ["plan", "--model", str(folder), "--size", "128", "--steps", "2", "--json"]
+    assert cli.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    for level, row in named["levels"].items():
+        assert found["levels"][level]["stages"] == row["stages"], level
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan"], "--model names what to plan"),
+        (["plan", "--model", "sd99"], "neither a model known here"),
+        (["plan", "--model", "sdxl", "--card", "Voodoo 2"], "--card Voodoo 2 is not listed"),
+        (["plan", "--model", "sdxl", "--size", "8"], "8 pixels cannot be planned"),
+        (["plan", "--model", "tiny-sd15", "--level", "huge"], "unknown level 'huge'"),
+        (["plan", "--model", "graph.json"], "add --comfyui FOLDER"),
+        (["plan", "--model", "sdxl", "--comfyui", "/nowhere"], "is no folder of ComfyUI"),
+    ],
+)
+def test_what_cannot_be_planned_is_explained(arguments, message, capsys):
+    assert cli.main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_published_measurements_are_met_as_the_documents_say():
+    found = published.compare()
+    assert len(found.rows) == 16
+    assert not found.failed, found.text()
+    close = [row for row in found.rows if abs(row.error) <= 2]
+    assert len(close) == 15
+    document = (Path(__file__).resolve().parents[2] / "docs" / "planner.md").read_text()
+    for row in found.rows:
+        assert f"{row.predicted:.3f}" in document, row.what

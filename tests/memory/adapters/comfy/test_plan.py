@@ -1,0 +1,77 @@
+"""Plans with ComfyUI's own classes, in a process of each ComfyUI found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lowtide.bench.child import command
+from lowtide.memory.planner.header import read_header
+from lowtide.memory.stores import ENVIRONMENT
+from lowtide.tests.hosts.checkpoints import checkpoint
+from lowtide.tests.hosts.comfyui import Installation, survey
+
+pytestmark = [pytest.mark.host, pytest.mark.slow]
+
+FOUND = survey()[0]
+LEVELS = ("none", "balanced", "aggressive", "ultra")
+
+
+def plan(installation: Installation, home: Path, *arguments: str) -> dict[str, Any]:
+    line = command("bench.cli", "plan", *arguments, "--comfyui", str(installation.root), "--json")
+    env = {**os.environ, ENVIRONMENT: str(home), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+@pytest.mark.parametrize("installation", FOUND, ids=lambda found: found.version)
+def test_a_checkpoint_and_a_graph_that_loads_it(installation: Installation, tmp_path: Path) -> None:
+    made = checkpoint(installation, "small").file
+    held = read_header(made).nbytes
+    whole = plan(installation, tmp_path, "--model", str(made), "--size", "256", "--steps", "3")
+    levels = {name: whole["levels"][name] for name in LEVELS}
+    assert whole["engine"] == "comfyui"
+    assert set(levels["none"]["stages"]) == {"encode", "denoise", "decode"}
+    # Everything lies there at level none; positions of tokens and the like may be left out.
+    assert 0.97 * held < levels["none"]["peak_allocated_bytes"] < 1.7 * held
+    peaks = [levels[name]["peak_allocated_bytes"] for name in LEVELS]
+    assert peaks == sorted(peaks, reverse=True)
+    assert levels["none"]["moved_bytes"] < 1 << 20  # tokens, no weights
+    # From then on each model comes for its turn, the text encoder for both prompts.
+    assert 0.97 * held < levels["balanced"]["moved_bytes"] < 2.2 * held
+
+    graph = tmp_path / "graph.json"
+    graph.write_text(
+        json.dumps(
+            {
+                "1": {
+                    "class_type": "CheckpointLoaderSimple",
+                    "inputs": {"ckpt_name": str(made)},
+                },
+                "2": {
+                    "class_type": "EmptyLatentImage",
+                    "inputs": {"width": 256, "height": 256, "batch_size": 1},
+                },
+                "3": {"class_type": "KSampler", "inputs": {"steps": 3, "cfg": 7.0}},
+                "4": {
+                    "class_type": "LowtideMemoryLevelSelector",
+                    "inputs": {"level": "ultra", "budget_gb": 0.0},
+                },
+            }
+        )
+    )
+    asked = plan(installation, tmp_path, "--model", str(graph))
+    assert asked["level"] == "ultra"
+    assert asked["stages"] == levels["ultra"]["stages"]
+    assert not list(tmp_path.glob("traces/*.part"))
+
+    budget = peaks[0] * 0.5
+    tight = plan(installation, tmp_path, "--model", str(graph), "--budget-gb", str(budget / 2**30))
+    assert tight["plan"]["fits"]
+    assert tight["peak_allocated_bytes"] * 1.03 <= budget
+    assert set(tight["plan"]["choices"]) == {"clip", "model", "vae"}
