@@ -82,8 +82,16 @@ export class Chip {
     if (!this._rule) return; // a setting was read before the page was ready
     const wanted = this._wanted();
     const shown = this._shown();
+    const label = chipLabel(this.store, shown, t);
+    const tooltip = chipTooltip(this.store, shown, t);
+    const bars = chipBars(this.store, shown);
     this.painted += 1;
-    for (const [name, value] of Object.entries(chipBars(this.store, shown))) {
+    this._place();
+    const all = JSON.stringify([wanted, label, tooltip, bars]);
+    if (all === this._last && this._own === this._lastOwn) return;
+    this._last = all;
+    this._lastOwn = this._own;
+    for (const [name, value] of Object.entries(bars)) {
       this._rule.style.setProperty(name, value, "important");
     }
     this._rule.style.setProperty("display", wanted ? "" : "none", "important");
@@ -91,10 +99,8 @@ export class Chip {
     this._rule.style.setProperty("--lowtide-pressure", `var(--lowtide-${level})`);
     const manager = this.app.extensionManager;
     if (manager) manager[TICK] = this.painted;
-    this._place();
     if (this._own) {
-      this._own.querySelector("span").textContent = chipLabel(this.store, shown, t);
-      const tooltip = chipTooltip(this.store, shown, t);
+      this._own.querySelector("span").textContent = label;
       this._own.title = tooltip;
       this._own.setAttribute("aria-label", tooltip);
     }

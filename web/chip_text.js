@@ -87,8 +87,9 @@ export function chipTooltip(store, shown, t) {
   }
   const rss = host?.rss ?? null;
   lines.push(
-    `RAM: ${bytes(hostUsed(host))} / ${bytes(host?.total ?? null)}` +
-      (rss === null ? "" : `, ${t("figures.process")} ${bytes(rss)}`),
+    // Rounded: what changes all the time would be painted all the time.
+    `RAM: ${gigabytes(hostUsed(host))} / ${gigabytes(host?.total ?? null)} GB` +
+      (rss === null ? "" : `, ${t("figures.process")} ${gigabytes(rss)} GB`),
   );
   lines.push(running ? t("chip.running") : t("chip.idle"));
   return lines.join("\n");
