@@ -81,16 +81,27 @@ def send_models(*, always: bool) -> None:
 
 def run_of(plain: dict[str, Any]) -> dict[str, Any]:
     """A run as plain values, its names made fit to be sent."""
-    nodes = [span_of(span) for span in plain["nodes"]]
-    releases = [{**it, "owner": tidy.name(it["owner"])} for it in plain["releases"]]
-    return {**plain, "run": tidy.line(plain["run"]), "nodes": nodes, "releases": releases}
+    return {
+        **plain,
+        "run": tidy.line(plain["run"]),
+        "cached": [tidy.line(node) for node in plain["cached"]],
+        "nodes": [span_of(span) for span in plain["nodes"]],
+        "releases": [
+            {**it, "owner": tidy.name(it["owner"]), "after": _line_or_none(it["after"])}
+            for it in plain["releases"]
+        ],
+        "attempts": [{**it, "node": tidy.line(it["node"])} for it in plain["attempts"]],
+    }
 
 
 def span_of(plain: dict[str, Any]) -> dict[str, Any]:
     """A node's span, the same way."""
     names = {name: tidy.line(plain[name]) for name in ("node", "class_type")}
-    parent = plain["parent"]
-    return {**plain, **names, "parent": None if parent is None else tidy.line(parent)}
+    return {**plain, **names, "parent": _line_or_none(plain["parent"])}
+
+
+def _line_or_none(value: str | None) -> str | None:
+    return None if value is None else tidy.line(value)
 
 
 def _began(timeline: RunTimeline) -> None:

@@ -437,9 +437,17 @@ def case_a_node_that_ran_is_known_to_fit_or_not() -> None:
         found = fit.check(graph)
         assert found["fits"] is None and found["nodes"]["y"]["need"] is None
         assert "never measured" in found["nodes"]["y"]["why"]
+        fit.SOURCES.insert(
+            1, lambda graph, node, named: (MIB, "predicted") if node == "y" else None
+        )
+        try:
+            assert fit.check(graph)["nodes"]["y"]["why"] == "predicted"
+            graph["y"]["inputs"]["mb"] = 9
+            assert fit.check(graph)["nodes"]["y"]["why"].startswith("measured"), "it is surer"
+        finally:
+            del fit.SOURCES[1]
         keep, fit.available = fit.available, lambda: 8 * MIB
         try:
-            graph["y"]["inputs"]["mb"] = 9
             found = fit.check(graph)
         finally:
             fit.available = keep
@@ -457,8 +465,9 @@ def case_a_node_that_failed_says_nothing_of_what_it_needs() -> None:
 def case_hostile_ids_and_classes_are_bounded() -> None:
     name = "x\u202e\x00" + "y" * 10_000
     with Watched("one") as server:
-        go(running(server), **{name: ("Leave", 0)})
-        (told,) = server.of("lowtide.run")
-        (span,) = told["run"]["nodes"]
-        assert "\u202e" not in repr(told) and len(span["node"]) < 1000
-        assert "\x00" not in span["node"]
+        one = running(server)
+        for mb in (0, 1):  # the second time the first of them is cached
+            go(one, **{name: ("Node", 0), "out": ("Leave", mb, name)})
+        first, second = (it["run"] for it in server.of("lowtide.run"))
+        assert "\u202e" not in repr([first, second]) and len(repr([first, second])) < 5000
+        assert "\x00" not in first["nodes"][0]["node"] and second["cached"]
