@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from ... import backend
 from ...cleanup import PRESSURE_SHARE, cleanup_due
 from ...levels import MemoryOptimizationConfig
@@ -69,13 +71,14 @@ def after_node(
         empty_caches()
 
 
+@torch.inference_mode()
 def after_run(note: Note, *, always: bool, config: MemoryOptimizationConfig | None = None) -> None:
     """The end of a prompt: models leave by their policy.
 
     With ``always`` all of them leave, those too that Lowtide did not optimise, such as a ControlNet
     or an upscaler that was loaded beside; the caches are emptied, and garbage that still holds
     device memory is collected, as far as any is left. By choice of ``config`` the host's memory
-    goes as well.
+    goes as well. In inference mode, as while the prompt ran: see ``inference_weights``.
     """
     left = False
     for patcher in _on_device():

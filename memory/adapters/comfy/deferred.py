@@ -14,6 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+import torch
+
 from ...errors import LowtideError
 from . import prompt_server
 from .models import any_samples
@@ -86,7 +88,9 @@ def run() -> None:
 
 def _do(future: Future[Any], work: Work) -> None:
     try:
-        future.set_result(work())
+        with torch.inference_mode():  # weights are moved as while a prompt runs
+            result = work()
+        future.set_result(result)
     except LowtideError as refusal:
         future.set_exception(refusal)
     except BaseException as failure:  # what escapes would end the thread that runs the prompts

@@ -23,6 +23,7 @@ from ...levels import MemoryOptimizationConfig
 from ...strategies.base import Applied, Skipped
 from ...units import format_bytes
 from .float8_layer import PARTS, SCALE, float8_class
+from .inference_weights import renew
 from .models import unload
 from .patchers import enforce, is_dynamic
 
@@ -127,6 +128,7 @@ def _unable(patcher: Any) -> str | None:
 def _encoded(patcher: Any) -> Stored:
     """Encode what may be. The model leaves its device first: there, LoRAs may be written in it."""
     unload(patcher)
+    renew(patcher.model)
     start = time.perf_counter()
     layers: list[Layer] = []
     left: Counter[str] = Counter()

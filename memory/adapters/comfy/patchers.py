@@ -17,6 +17,7 @@ from typing import Any
 from ... import backend
 from .exact_lora import attach
 from .float8_patcher import Float8Patches
+from .inference_weights import renew
 from .limits import limit_for, padding
 
 ATTACHMENT = "lowtide"
@@ -81,6 +82,7 @@ class Budgeted(Float8Patches):
         cap = self._cap()
         model = self.model
         _placers[model] = self.__dict__.setdefault("lowtide_mark", object())
+        renew(model)
         if cap is None:
             return super().partially_load(
                 device_to, extra_memory, force_patch_weights=force_patch_weights

@@ -34,6 +34,7 @@ PLACES = {
     "between": ("npu",),
     "moments": ("npu",),
     "copies": ("npu", "cuda"),
+    "inference": ("npu",),
     "copies_returned": ("npu", "cuda"),
     "rescued": ("npu",),
     "asking": ("npu",),
