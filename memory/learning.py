@@ -82,16 +82,17 @@ class _Writer:
 
     def _run(self) -> None:
         while True:
-            rows = self._queue.get()
-            try:
-                made = rows()
-                if made:
-                    history().add(made)
-            except Exception:  # the next run's rows are still to be written
-                logger.exception("a run was not added to the history")
-            finally:
-                del rows
-                self._queue.task_done()
+            _write(self._queue.get())  # a name here would hold the last run until the next one
+            self._queue.task_done()
+
+
+def _write(rows: Rows) -> None:
+    try:
+        made = rows()
+        if made:
+            history().add(made)
+    except Exception:  # the next run's rows are still to be written
+        logger.exception("a run was not added to the history")
 
 
 _writer = _Writer()

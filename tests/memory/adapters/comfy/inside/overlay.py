@@ -234,7 +234,8 @@ def case_kinds_and_pinned_memory() -> None:
         one.pinned.add("diffusion_model.norm.weight")
         one.partially_unload(one.offload_device, 1)  # looked through when it moved
         (row,) = inventory.rows()
-        assert row.pinned == one.get_model_object("diffusion_model.norm.weight").nbytes
+        # On CUDA the core pins what it has just taken off the device as well.
+        assert row.pinned == sum(one.get_model_object(key).nbytes for key in one.pinned) > 0
         one.pinned.clear()
 
 
