@@ -87,8 +87,8 @@ bench-peers: setup
 	$(PY) -m lowtide bench --model sdxl-small --peers --simulate cuda
 
 bench-vae: setup
-	for vae in small small-16; do $(PY) -m lowtide bench --vae $$vae --size 512 --simulate npu; done
-	for size in 1024 2048; do $(PY) -m lowtide bench --vae full --size $$size --simulate npu; done
+	for size in 1024 2048; do for vae in small small-16 full; do \
+	  $(PY) -m lowtide bench --vae $$vae --size $$size --simulate npu; done; done
 
 bench-sdxl: setup
 	$(PY) -m lowtide bench --model sdxl --size 1024 --steps 1 --simulate npu --chart $(OUT)/sdxl.png
