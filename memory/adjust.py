@@ -45,12 +45,13 @@ def adjust(
     vae_tile_size: int = 0,
     vae_decode_chunk_size: int = 0,
     history: str = AS_LEVEL,
+    step_peaks: str = AS_LEVEL,
     **cleanups: str,
 ) -> tuple[MemoryOptimizationConfig, str]:
     """A copy of ``config`` with those settings, and what changed, as text.
 
     Args:
-        fp8_storage, keep_originals, vae_tiling, history: ``level``, ``on`` or ``off``.
+        fp8_storage, keep_originals, vae_tiling, history, step_peaks: ``level``, ``on`` or ``off``.
         attention, vae_tile_mode: ``level``, or what the configuration's field takes.
         attention_slice_size: heads at once.
         forward_chunk_size: tokens at once.
@@ -74,6 +75,7 @@ def adjust(
         "vae_tile_size": _number("vae_tile_size", vae_tile_size),
         "vae_decode_chunk_size": _number("vae_decode_chunk_size", vae_decode_chunk_size),
         "history": _switch("history", history),
+        "step_peaks": _switch("step_peaks", step_peaks),
     }
     for name, value in cleanups.items():
         check_known(name, CLEANUPS)

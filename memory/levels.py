@@ -100,6 +100,7 @@ class MemoryOptimizationConfig:
             and has ComfyUI forget its cached results after the run, so that the next one loads
             its models from disk again.
         history: keep the figures of runs, to correct predictions with (docs/history.md).
+        step_peaks: in ComfyUI, measure the peak of every sampling step beside that of its node.
         budget_bytes: the most that may be allocated on the device at any moment.
         cpu_mode: only the denoiser runs on the device; text encoders, image encoders and the VAE
             compute on the CPU (slower, and equal up to the CPU's rounding). On a machine without
@@ -136,6 +137,7 @@ class MemoryOptimizationConfig:
     on_exit: bool = True
     cleanup_host: bool = False
     history: bool = True
+    step_peaks: bool = True
     budget_bytes: int | None = None
     cpu_mode: bool = False
 

@@ -23,7 +23,7 @@ PATCHED = "patched"
 
 _LEFT_OUT = (
     "level", "requested_level", "reason", "cleanup", "after_load", "after_lora", "after_step",
-    "after_unload", "on_exit", "cleanup_host", "keep_originals", "history",
+    "after_unload", "on_exit", "cleanup_host", "keep_originals", "history", "step_peaks",
 )  # fmt: skip
 """Fields that change nothing of a stage's peak or time."""
 

@@ -121,6 +121,7 @@ _CHECKS: dict[str, _Check] = {
     "on_exit": _flag,
     "cleanup_host": _flag,
     "history": _flag,
+    "step_peaks": _flag,
     "budget_bytes": _count(1, optional=True, unit=" of bytes"),
     "cpu_mode": _flag,
 }

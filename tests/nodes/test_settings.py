@@ -46,7 +46,7 @@ def test_inputs_and_outputs_are_those_of_saved_graphs() -> None:
         "vae_decode_chunk_size": "INT",
     }
     switches = ["after_load", "after_lora", "after_step", "after_unload", "on_exit", "cleanup_host"]
-    switches.append("history")
+    switches += ["history", "step_peaks"]
     assert inputs(NAME, "optional") == {name: ["level", "on", "off"] for name in switches}
     assert node(NAME).RETURN_TYPES == ("LOWTIDE_CONFIG", "STRING")
 

@@ -47,6 +47,11 @@ def learns(graph: Any) -> bool:
     return all(found.get("history") != "off" for found in _inputs(graph, _SETTINGS))
 
 
+def step_peaks(graph: Any) -> bool:
+    """Whether every sampling step's peak is measured: unless a settings node says off."""
+    return all(found.get("step_peaks") != "off" for found in _inputs(graph, _SETTINGS))
+
+
 def stronger(
     one: MemoryOptimizationConfig, other: MemoryOptimizationConfig
 ) -> MemoryOptimizationConfig:

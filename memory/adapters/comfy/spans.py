@@ -52,10 +52,12 @@ class Recorder:
         device: torch.device,
         graph: Any,
         cached: tuple[str, ...] = (),
+        step_peaks: bool = True,
     ) -> None:
         self._timelines = timelines
         self.device = device
         self._graph = graph
+        self._step_peaks = step_peaks
         self._began = time.perf_counter()
         self._open: dict[str, _Open] = {}
         pages = (lambda: dynamic.pages(device)) if dynamic.active() else None
@@ -86,7 +88,9 @@ class Recorder:
     def step(self, node: str) -> None:
         """A node's progress went on by one; the first step counts from the node's start."""
         found = self._open.get(node)
-        if found is None or found.window is None or len(found.steps) >= STEPS_KEPT:
+        if not self._step_peaks or found is None or found.window is None:
+            return
+        if len(found.steps) >= STEPS_KEPT:
             return
         peak = found.window.read() if found.step is None else found.step.close()
         if peak.allocated is not None:

@@ -86,7 +86,7 @@ def test_where_maps_wait_changes_bytes_moved_and_no_bit(
 
 @pytest.mark.parametrize("part", PARTS)
 def test_less_than_one_row_still_runs(accelerator: Any, vae: Any, part: str) -> None:
-    sample = sample_of(vae, part, 128)
+    sample = sample_of(vae, part, 64)
     expected, untiled, _ = run(accelerator, vae, part, sample, None)
     how = chosen(vae, part, sample, limit=1)
     found, peak, _ = run(accelerator, vae, part, sample, how)

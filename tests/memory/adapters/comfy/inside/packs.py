@@ -1,18 +1,14 @@
-"""Cases: packs and flags that change what Lowtide changes.
+"""Cases: packs that change what Lowtide changes.
 
 Stand-ins override the methods the packs override, with the same signatures and effects.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from types import ModuleType, SimpleNamespace
 
-import comfy.cli_args
-import comfy.lora
 import comfy.model_patcher as mp
-import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 from foreign import (
@@ -25,7 +21,7 @@ from foreign import (
     with_inner,
 )
 from lowtide.memory import session
-from lowtide.memory.adapters.comfy import compatibility, limits, patchers, start_flags
+from lowtide.memory.adapters.comfy import compatibility, limits, patchers
 from lowtide.memory.adapters.comfy.compatibility import left_alone
 from lowtide.memory.adapters.comfy.patchers import Budgeted, Residency, with_residency
 from lowtide.memory.levels import MemoryOptimizationConfig
@@ -35,22 +31,6 @@ from small import CPU, DEVICE, Model, close, forward, load, lora, restored, unlo
 def report(level: str = "ultra", patcher: object = None, **more: object):
     config = MemoryOptimizationConfig.from_level(level, **more)
     return session.optimize_native(config, model=plain() if patcher is None else patcher)
-
-
-@contextlib.contextmanager
-def given(**flags: object):
-    args = comfy.cli_args.args
-    kept = {name: getattr(args, name) for name in flags if hasattr(args, name)}
-    for name, value in flags.items():
-        setattr(args, name, value)
-    try:
-        yield
-    finally:
-        for name in flags:
-            if name in kept:
-                setattr(args, name, kept[name])
-            else:
-                delattr(args, name)
 
 
 def notes(patcher: mp.ModelPatcher) -> str:
@@ -286,31 +266,3 @@ def case_a_foreign_object_that_raises_costs_one_note_only() -> None:
     one = gguf()
     one.model_options = Touchy(one.model_options)
     assert "a GGUF model" in notes(one)
-
-
-def case_only_flags_that_are_known_and_given_are_named() -> None:
-    assert [note for note in start_flags.notes() if not note.startswith("--cpu:")] == []
-    for name in start_flags.FLAGS:
-        if not hasattr(comfy.cli_args.args, name):
-            continue
-        value = 2.5 if name in ("reserve_vram", "vram_headroom") else True
-        value = 3 if name == "cache_lru" else [4.0] if name == "cache_ram" else value
-        with given(**{name: value}):
-            found = [note for note in start_flags.notes() if not note.startswith("--cpu:")]
-            assert len(found) == (name != "cpu"), (name, found)
-            assert "{" not in "".join(found), found
-    with given(reserve_vram=2.5, fp8_e4m3fn_unet=True):
-        text = "\n".join(start_flags.notes())
-        assert "--reserve-vram: ComfyUI keeps 2.5 GB" in text, text
-        assert "--fp8_e4m3fn-unet: the weights are in FP8 already" in text, text
-        assert "fp8" not in "\n".join(start_flags.notes(device_only=True))
-
-
-def case_flags_are_in_both_nodes_texts() -> None:
-    with given(disable_smart_memory=True, fp32_vae=True):
-        text = report("balanced").report.text()
-        assert "--disable-smart-memory: " in text and "--fp32-vae: " in text
-        _, text = session.choose("balanced", 0, "pressure")
-        assert "Note: --disable-smart-memory: " in text and "--fp32-vae" not in text
-    _, text = session.choose("balanced", 0, "pressure")
-    assert "Note: --disable" not in text

@@ -1,28 +1,23 @@
 """Cases: DynamicVRAM patchers are steered by their own interface and never hooked over.
 
 Its driver is not here. A patcher of the core's own class stands in, whose pages record what is
-asked of them; where ComfyUI has the dynamic patcher, its real load runs over recording pages.
+asked of them.
 """
 
 from __future__ import annotations
 
 import gc
-import inspect
 import sys
-import unittest
 import weakref
-from pathlib import Path
 
-import comfy.model_management as mm
 import comfy.model_patcher as mp
 import torch
 from idle import EXPECTED, clean, encode, held
-from lowtide.memory import figures, session
-from lowtide.memory.adapters import comfy as adapter
+from lowtide.memory import session
 from lowtide.memory.adapters.comfy import dynamic
 from lowtide.memory.adapters.comfy.patchers import Budgeted, Residency, residency_of
 from lowtide.memory.levels import MemoryOptimizationConfig
-from paging import LEVELS, PAGE, Paged, Pages, aimdo, lines, logged, optimized, paged, patcher_of
+from paging import LEVELS, PAGE, Paged, Pages, lines, logged, optimized, paged, patcher_of
 from small import CPU, DEVICE, Model, load, lora, restored, run, weights
 from vaes import IMAGE, LATENT
 
@@ -219,92 +214,3 @@ def case_the_report_says_what_is_left_to_the_core() -> None:
     assert ("fails for models that, as here," in text) is known
     plain = mp.ModelPatcher(Model(), DEVICE, CPU)
     assert "DynamicVRAM" not in session.optimize_native(config, model=plain).report.text()
-
-
-def case_pages_are_counted_once_a_model_and_only_on_their_device() -> None:
-    clean()
-    assert dynamic.pages(DEVICE) == 0
-    first, second = paged(), paged()
-    for one, count in ((first, 3), (second, 5)):
-        one.model.pages.resident = count * PAGE
-        load(one)
-    assert dynamic.pages(DEVICE) == 0, "DynamicVRAM is off"
-    with aimdo():
-        assert dynamic.pages(DEVICE) == 8 * PAGE == adapter.outside_torch()
-        assert dynamic.pages("cpu") == 0
-        mm.current_loaded_models.append(mm.current_loaded_models[0])
-        assert dynamic.pages(DEVICE) == 8 * PAGE
-        mm.current_loaded_models.pop()
-    clean()
-
-
-def case_the_monitor_adds_pages_to_what_torch_counts() -> None:
-    clean()
-    one = paged()
-    one.model.pages.resident = 4 * PAGE
-    load(one)
-    text, before = figures.read()
-    assert before["pages"] == 0 and "DynamicVRAM" not in text
-    with aimdo():
-        text, found = figures.read()
-    for key in ("allocated", "reserved", "pages"):
-        assert found[key] == before[key] + 4 * PAGE, key
-    assert found["reserved_by_others"] == max(0, before["reserved_by_others"] - 4 * PAGE)
-    assert "beside DynamicVRAM's pages, now 128.0 MB" in text, text
-    clean()
-
-
-def case_the_real_dynamic_patcher_takes_the_limit_after_prioritising() -> None:
-    if not hasattr(mp, "ModelPatcherDynamic"):
-        raise unittest.SkipTest("this ComfyUI has no ModelPatcherDynamic")
-    import comfy_aimdo.host_buffer
-    import comfy_aimdo.model_vbar
-
-    class HostBuffer:
-        def __init__(self, *_: object, **__: object) -> None:
-            self.size = 0
-
-    clean()
-    kept = comfy_aimdo.host_buffer.HostBuffer, comfy_aimdo.model_vbar.ModelVBAR
-    comfy_aimdo.host_buffer.HostBuffer, comfy_aimdo.model_vbar.ModelVBAR = HostBuffer, Pages
-    try:
-        base = mp.ModelPatcherDynamic(Model(), DEVICE, CPU)
-        mm.archive_model_dtypes(base.model)
-        assert dynamic.can_limit(base), "before the first load there are no pages to ask"
-        one = dynamic.limited(base, Residency(cap=2 * PAGE + 1))
-        assert type(one) is mp.ModelPatcherDynamic
-        for clone in (one, one, one.clone(), lora(one)):
-            mm.load_models_gpu([clone])
-            assert clone._vbar_get().asked == ["prioritize", 2 * PAGE], clone._vbar_get().asked
-            clone._vbar_get().asked.clear()
-        mm.load_models_gpu([base])
-        assert base._vbar_get().asked == ["prioritize"]
-        clean()
-    finally:
-        comfy_aimdo.host_buffer.HostBuffer, comfy_aimdo.model_vbar.ModelVBAR = kept
-
-
-def case_the_installed_library_offers_what_is_called() -> None:
-    try:
-        import comfy_aimdo.control
-        import comfy_aimdo.model_vbar
-    except ImportError as missing:
-        raise unittest.SkipTest(f"comfy-aimdo is not installed here: {missing}") from missing
-    kind = comfy_aimdo.model_vbar.ModelVBAR
-
-    def takes(function: object) -> list[str]:
-        return list(inspect.signature(function).parameters)
-
-    assert takes(kind.set_watermark) == ["self", "size_bytes"]
-    assert takes(kind.loaded_size) == ["self"]
-    assert takes(kind.prioritize)[0] == "self"
-    assert takes(comfy_aimdo.control.get_total_vram_usage) == []
-    (native,) = [
-        found.read_bytes()
-        for found in Path(comfy_aimdo.__path__[0]).iterdir()
-        if found.name in ("aimdo.so", "aimdo.dll")
-    ]
-    for symbol in (b"vbar_set_watermark\0", b"vbar_loaded_size\0", b"vbar_prioritize\0"):
-        assert symbol in native, symbol
-    source = inspect.getsource(comfy_aimdo.model_vbar)
-    assert "32 << 20" in source and dynamic.PAGE == 32 << 20

@@ -156,7 +156,7 @@ class LowtideMemorySettings(Node):
     def INPUT_TYPES(cls):
         from lowtide.memory.adjust import CLEANUPS
 
-        texts = {name: ("STRING", {}) for name in (*CLEANUPS, "history")}
+        texts = {name: ("STRING", {}) for name in (*CLEANUPS, "history", "step_peaks")}
         return {"required": {"mb": ("INT", {})}, "optional": texts}
 
     def run(self, mb, **texts):

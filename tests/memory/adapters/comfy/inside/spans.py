@@ -82,6 +82,20 @@ def case_steps_have_their_own_peaks() -> None:
     clean()
 
 
+def case_a_settings_node_leaves_the_steps_out() -> None:
+    for said, steps in (("off", ()), ("level", (MIB, 2 * MIB)), ("on", (MIB, 2 * MIB))):
+        executor.install()
+        go(
+            runner(),
+            q=("LowtideMemorySettings", 0, {"step_peaks": said}),
+            s=("Steps", 2),
+            out=("Leave", 0, "s", "q"),
+        )
+        found = spans()["s"]
+        assert (found["steps"], found["peak_allocated"]) == (steps, 2 * MIB), said
+        clean()
+
+
 def case_a_node_that_expands_includes_what_it_made() -> None:
     executor.install()
     go(runner(), x=("Node", 30), e=("Expands", 4, "x"), out=("Leave", 0, "e"))

@@ -10,13 +10,12 @@ from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.units import GIB
 from lowtide.nodes.levels import MemoryLevelSelector
 from lowtide.nodes.optimize import OptimizePipeline
+from originals import changed, leftovers
 from subjects import (
     STRENGTHS,
     Picture,
     Subject,
     accelerator,
-    changed,
-    leftovers,
     picture,
     singly,
     stock,
