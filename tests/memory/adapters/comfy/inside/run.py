@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 import traceback
 import unittest
 from pathlib import Path
@@ -50,6 +51,7 @@ def outcomes(cases: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, case in list(vars(load("cases", cases)).items()):
         if name.startswith("case_"):
+            started = time.perf_counter()
             try:
                 case()
                 found[name] = "passed"
@@ -57,6 +59,7 @@ def outcomes(cases: Path) -> dict[str, str]:
                 found[name] = f"skipped: {reason}"
             except Exception:  # noqa: BLE001  a failing case must not hide the others
                 found[name] = traceback.format_exc()
+            print(f"{time.perf_counter() - started:6.1f} s  {name}", file=sys.stderr)
     return found
 
 

@@ -12,6 +12,7 @@ from vaes import (
     IMAGE,
     LATENT,
     VAE,
+    Noting,
     asked_of_core,
     free_memory_of,
     natural,
@@ -96,7 +97,7 @@ def case_a_budget_makes_tiles_smaller() -> None:
     large = torch.randn(1, 4, 64, 64)
     for latents, budget, expected in ((32, 1 << 40, 32), (16, 0, 16), (8, -size, 16)):
         one = int(VAE.memory_used_decode((1, 4, latents, latents), torch.float32))
-        vae, asked = spied(VaePlan(plan().config, False, size + one + budget))
+        vae, asked = spied(VaePlan(plan().config, False, size + one + budget), kind=Noting)
         with torch.inference_mode():
             assert vae.decode(large).shape == (1, 512, 512, 3)
         assert asked[0][1]["tile_x"] == expected, (latents, asked)
@@ -132,7 +133,7 @@ def case_little_free_memory_makes_tiles_smaller() -> None:
         estimate = getattr(VAE, f"memory_used_{work}")
         shape = (1, 4, 16, 16) if work == "decode" else (1, 3, 128, 128)
         free = estimate(shape, torch.float32) + VAE.patcher.model_size()
-        vae, asked = spied(plan())
+        vae, asked = spied(plan(), kind=Noting)
         with torch.inference_mode():
             vae.patcher.detach()
             with free_memory_of(int(free)):
@@ -141,7 +142,7 @@ def case_little_free_memory_makes_tiles_smaller() -> None:
 
 
 def case_tiles_leave_no_seam() -> None:
-    vae, latent = natural(), smooth(1, 4, 64, 64)
+    vae, latent = natural(), smooth(1, 4, 48, 48)
     twin, asked = spied(plan(vae_tile_size=256), vae)
     with torch.inference_mode():
         wrong = twin.decode(latent) - vae.decode(latent)

@@ -128,9 +128,23 @@ class Spied(KIND):
         return super().encode_tiled(pixel_samples, **arguments)
 
 
-def spied(plan: VaePlan, vae: object = None) -> tuple[object, list[tuple[str, dict[str, object]]]]:
+class Noting(KIND):
+    """As ``Spied``, and makes black images: for cases that only look at the tiles."""
+
+    def decode_tiled(self, samples, **arguments):
+        Spied.asked.append(("decode", arguments))
+        return torch.zeros(1, samples.shape[2] * FACTOR, samples.shape[3] * FACTOR, 3)
+
+    def encode_tiled(self, pixel_samples, **arguments):
+        Spied.asked.append(("encode", arguments))
+        return torch.zeros(1, 4, pixel_samples.shape[1] // FACTOR, pixel_samples.shape[2] // FACTOR)
+
+
+def spied(
+    plan: VaePlan, vae: object = None, kind: type = Spied
+) -> tuple[object, list[tuple[str, dict[str, object]]]]:
     vae = copy.copy(VAE if vae is None else vae)
-    vae.__class__ = Spied
+    vae.__class__ = kind
     Spied.asked.clear()
     return tiling(vae, plan), Spied.asked
 
