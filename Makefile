@@ -23,7 +23,8 @@ help:
 	@echo "make test         lint, types, every test (hosts too where a ComfyUI is found)"
 	@echo "make test-fast    the tests that need neither a ComfyUI nor a minute"
 	@echo "make test-matrix  every level with every budget in ComfyUI, and many more sequences"
-	@echo "make test-between  whole prompts at every level: what they leave, peaks, interrupts, leaks"
+	@echo "make test-between  whole prompts at every level: what they leave, peaks, interrupts, leaks; every"
+	@echo "                  test of tests/hosts in every ComfyUI on every device"
 	@echo "make test-faults  a prompt in ComfyUI that runs out of memory at every single allocation"
 	@echo "make bench-overhead  what Optimize Pipeline costs at level none, in ComfyUI"
 	@echo "make bench-release   what giving memory back between nodes costs and leaves, in ComfyUI"
@@ -67,8 +68,8 @@ test-matrix: setup
 	  tests/memory/adapters/comfy/test_matrix.py tests/memory/adapters/comfy/test_sequences.py
 
 test-between: setup
-	LOWTIDE_TEST_BETWEEN=full $(PYTEST) \
-	  tests/memory/adapters/comfy/test_prompts.py tests/hosts/test_prompts.py
+	LOWTIDE_TEST_BETWEEN=full LOWTIDE_TEST_HOSTS=full $(PYTEST) \
+	  tests/memory/adapters/comfy/test_prompts.py tests/hosts
 
 test-faults: setup
 	LOWTIDE_TEST_FAULTS=all $(PYTEST) tests/memory/adapters/comfy/test_faults.py

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from .checkpoints import checkpoint, diffusers_folder
-from .comfyui import survey
+from .comfyui import Installation, survey
 from .server import Server
 
 # A name no Python package could have. Not one with spaces: ComfyUI serves no files of such a pack
@@ -24,11 +25,23 @@ INSTALLATIONS = survey()[0]
 _NONE = [pytest.param(None, marks=pytest.mark.skip(reason="No ComfyUI found"))]
 
 
+def _devices(found: Installation) -> tuple[str, ...]:
+    """Every ComfyUI with the one flavour; the other in the newest, the CPU in the oldest.
+
+    LOWTIDE_TEST_HOSTS=full takes all with all.
+    """
+    if os.environ.get("LOWTIDE_TEST_HOSTS") == "full" or len(INSTALLATIONS) == 1:
+        return DEVICES
+    if found is INSTALLATIONS[-1]:
+        return ("npu", "cuda")
+    return ("cpu", "npu") if found is INSTALLATIONS[0] else ("npu",)
+
+
 def _boots() -> list[object]:
     return [
         pytest.param((it, device), id=f"{it.version}-{device}")
         for it in INSTALLATIONS
-        for device in DEVICES
+        for device in _devices(it)
     ]
 
 

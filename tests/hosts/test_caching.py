@@ -9,7 +9,7 @@ from lowtide.tests.hosts import graphs
 from lowtide.tests.hosts.fixtures import CHECKPOINT, LORA, PIPELINE
 from lowtide.tests.hosts.server import Graph, Server
 
-pytestmark = [pytest.mark.host, pytest.mark.devices("cuda")]
+pytestmark = [pytest.mark.host, pytest.mark.devices("npu")]
 
 SMALL = {"size": 64, "steps": 1}
 LORA_ID = "30"

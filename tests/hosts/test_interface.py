@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lowtide.tests.hosts.server import Server
 
-pytestmark = [pytest.mark.host, pytest.mark.devices("cpu")]
+pytestmark = [pytest.mark.host, pytest.mark.devices("npu")]
 
 LEVELS = ["auto", "none", "balanced", "aggressive", "ultra"]
 KINDS = ["auto", "pytorch", "xformers", "sub-quadratic", "split", "sliced"]
@@ -43,6 +43,7 @@ TABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
             "?on_exit": ["level", "on", "off"],
             "?cleanup_host": ["level", "on", "off"],
             "?history": ["level", "on", "off"],
+            "?step_peaks": ["level", "on", "off"],
         },
         ["LOWTIDE_CONFIG", "STRING"],
     ),

@@ -11,7 +11,7 @@ from lowtide.tests.hosts.fixtures import CHECKPOINT, LORA
 from lowtide.tests.hosts.measure import measure
 from lowtide.tests.hosts.server import Graph, Server
 
-pytestmark = [pytest.mark.host, pytest.mark.devices("cuda")]
+pytestmark = [pytest.mark.host, pytest.mark.devices("npu")]
 
 SIZE = 64
 LOADER_ID = "30"

@@ -9,7 +9,7 @@ import pytest
 from lowtide.tests.hosts.graphs import EXAMPLES, example
 from lowtide.tests.hosts.server import Server
 
-pytestmark = [pytest.mark.host, pytest.mark.devices("cpu")]
+pytestmark = [pytest.mark.host, pytest.mark.devices("npu")]
 
 STEMS = ("lowtide_native", "lowtide_diffusers")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
