@@ -4,7 +4,8 @@
 the prompts, and passes everything through until an error comes out of it. An error's frames hold
 the tensors of the run that failed, on the device, until the prompt is over: they are dropped at
 once. Output nodes, and nodes that call a paid service, are never run twice: what they did to the
-world is done.
+world is done. An asynchronous node that runs out after it has yielded is not run again: its
+error comes out of a task of ComfyUI's, not of this function.
 
 Hazard: an error refers to the frames it came through, and a frame that keeps the error makes a
 cycle that holds the node's inputs until the collector comes. No frame here outlives its error.
