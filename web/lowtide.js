@@ -51,7 +51,7 @@ function sayReceipt(detail) {
 }
 
 function settingChanged(id) {
-  chip.refresh(true);
+  setTimeout(() => chip.refresh(true)); // the value is stored after this call
   if (id === keys.BADGES || id === keys.HEAT) badges.refresh();
 }
 

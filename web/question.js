@@ -19,7 +19,7 @@ export function question(text, over = null) {
     );
   const dialog = el(
     "dialog",
-    { class: "lowtide-dialog", autofocus: true, tabindex: "-1", "aria-labelledby": id, "aria-describedby": `${id}-text` },
+    { class: "lowtide-dialog", tabindex: "-1", "aria-labelledby": id, "aria-describedby": `${id}-text` },
     el("h2", { id }, "Lowtide"),
     el("p", { id: `${id}-text` }, text),
     el("div", { class: "lowtide-controls" }, button("yes"), button("no")),
@@ -33,6 +33,7 @@ export function question(text, over = null) {
   over?.addEventListener("abort", () => dialog.close("over"));
   document.body.append(dialog);
   dialog.showModal();
+  dialog.focus();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {
       dialog.remove();

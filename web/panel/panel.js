@@ -60,7 +60,8 @@ export class Panel {
   /** Show a view, and of the timeline a run and one of its nodes. */
   async open(view, { run = null, id = null } = {}) {
     this.view = VIEWS.find((known) => known.id === view) ?? this.view;
-    this.context.chosen.run = run;
+    // Of the last run nothing is chosen: the view goes on with the next one.
+    this.context.chosen.run = run === this.context.store.state.runs.at(-1)?.run ? null : run;
     this.context.chosen.node = id;
     if (!this.isOpen) await this.toggle();
     this._ask();
