@@ -16,7 +16,6 @@ from subjects import (
     Subject,
     accelerator,
     changed,
-    leftovers,
     picture,
     singly,
     stock,
@@ -24,6 +23,7 @@ from subjects import (
     unload,
     with_loras,
 )
+from traces import leftovers
 
 PROMPTS = 3
 _fp8: dict[tuple[str, int, int, bool], Picture] = {}
