@@ -113,9 +113,13 @@ def overlay(front: Front, browser: Browser, nodes_2: bool) -> Iterator[Overlay]:
 
 
 @pytest.fixture(scope="module")
-def ran(overlay: Overlay) -> tuple[Overlay, dict[str, Any]]:
-    """The overlay after one run, from an empty device on, and that run as the server knows it."""
-    overlay.server.free()
+def ran(overlay: Overlay, request: pytest.FixtureRequest) -> tuple[Overlay, dict[str, Any]]:
+    """The overlay after one run, and that run as the server knows it.
+
+    In a file that says ``FROM_NOTHING = True`` with nothing loaded or cached before.
+    """
+    if getattr(request.module, "FROM_NOTHING", False):
+        overlay.server.free()
     overlay.server.post("/lowtide/next", {"level": None, "budget_gb": None})
     overlay.load(workflow(seed=next(_SEEDS)))
     overlay.js(WATCH)

@@ -10,6 +10,7 @@ from lowtide.tests.browser.figures import figures, short
 from lowtide.tests.browser.rig import Overlay, Told
 
 pytestmark = pytest.mark.host
+FROM_NOTHING = True
 
 STYLE = """() => { const it = getComputedStyle(document.querySelector('.lowtide-chip'));
   const image = it.backgroundImage;

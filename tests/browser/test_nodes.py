@@ -12,6 +12,7 @@ from lowtide.tests.browser.graphs import in_subgraph, workflow
 from lowtide.tests.browser.rig import Overlay, Told
 
 pytestmark = pytest.mark.host
+FROM_NOTHING = True
 
 # Node id -> red, green, blue of its outline as it is drawn; null without one.
 OUTLINES = """(nodes2) => {
