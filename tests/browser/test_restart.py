@@ -21,7 +21,7 @@ SLEEP = """async () => {
   const { api } = await import('/scripts/api.js');
   window.Awake = window.WebSocket;
   window.WebSocket = class extends Awake {
-    constructor() { super('ws://127.0.0.1:9/'); }
+    constructor() { super(`ws://${location.host}/system_stats`); }
   };
   api.socket.close();
 }"""
