@@ -33,6 +33,8 @@ TORCH_FREE += ("memory/corrections.py", "memory/learning.py", "memory/fitting.py
 TORCH_FREE += ("memory/run_key.py", "memory/profiles.py")
 TORCH_FREE_IF_THERE = ("memory/plan.py",)
 LINES = 300
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+TEST_LINES = 320
 
 
 def _name(path: Path) -> str:
@@ -142,6 +144,15 @@ def test_hosts_load_on_use_not_on_import(path: Path) -> None:
 @pytest.mark.parametrize("path", PACK, ids=_name)
 def test_files_stay_readable_in_one_go(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES
+
+
+def test_tests_stay_readable_in_one_go() -> None:
+    long = {
+        _name(path): count
+        for path in TESTS
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > TEST_LINES
+    }
+    assert long == {}
 
 
 def test_the_rules_see_a_breach(tmp_path: Path) -> None:

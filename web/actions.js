@@ -1,5 +1,6 @@
 // What a person can ask for: each a request to our routes, answered by a toast.
 import { bytes, clean, seconds } from "./format.js";
+import { question } from "./question.js";
 import { t } from "./texts.js";
 
 const LIFE_MS = 6000;
@@ -27,6 +28,7 @@ export class Actions {
     this.app = app;
     this.api = api;
     this.store = store;
+    this._owed = 0; // receipts that follow as messages, for what this tab has asked for
   }
 
   toast(severity, detail) {
@@ -35,10 +37,13 @@ export class Actions {
 
   /** POST JSON; throws an Error with the server's own words where it refuses. */
   async post(path, body) {
-    const answer = await this.api.fetchApi(`/lowtide/${path}`, {
+    const request = this.api.fetchApi(`/lowtide/${path}`, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),
+    });
+    const answer = await request.catch(() => {
+      throw new Error(t("chip.offlineLong"));
     });
     const told = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(told.error ?? t("actions.refused", { status: answer.status }));
@@ -58,7 +63,16 @@ export class Actions {
   }
 
   _receipt(told) {
+    this._owed = told.queued ? this._owed + 1 : 0;
     return told.queued ? t("actions.queued") : receiptText(told.receipt);
+  }
+
+  /** Whether a receipt that came as a message is one this tab was promised. */
+  owed() {
+    this._owed -= 1;
+    if (this._owed >= 0) return true;
+    this._owed = 0;
+    return false;
   }
 
   free(target = "vram") {
@@ -88,16 +102,10 @@ export class Actions {
   }
 
   async resetHistory() {
-    if (!(await this._confirmed(t("history.confirm")))) return false;
+    if (!(await question(t("history.confirm")))) return false;
     return this.tell(async () => {
       this.store.setHistory((await this.post("history/reset", {})).history);
       return t("history.done");
     });
-  }
-
-  async _confirmed(message) {
-    const dialog = this.app.extensionManager?.dialog;
-    if (!dialog?.confirm) return window.confirm(message);
-    return (await dialog.confirm({ title: "Lowtide", message })) === true;
   }
 }

@@ -26,6 +26,7 @@ export class Badges {
     this.painted = 0;
     this._costs = new Map();
     this._misfits = new Map();
+    this._strokes = new Map();
     this._dressed = new WeakSet();
     this._due = false;
     this._sheet = null;
@@ -51,9 +52,9 @@ export class Badges {
   dress(node) {
     if (this._dressed.has(node) || !Array.isArray(node.badges)) return;
     this._dressed.add(node);
-    node.badges.push(() => this._badge(this._costText(node), this._costColour(node)));
-    node.badges.push(() => this._badge(this._misfitText(node), MISFIT));
-    if (node.strokeStyles) node.strokeStyles[STROKE] = () => this._stroke(node);
+    node.badges.push(this._getter(() => [this._costText(node), this._costColour(node)]));
+    node.badges.push(this._getter(() => [this._misfitText(node), MISFIT]));
+    if (node.strokeStyles) node.strokeStyles[STROKE] = () => this._strokes.get(node);
   }
 
   /** Find everything out again, soon and once. */
@@ -106,16 +107,24 @@ export class Badges {
     }
     this._misfits = this.fit.misfits(root, workflowId(this.app));
     for (const node of [...this._costs.keys(), ...this._misfits.keys()]) this.dress(node);
-    this._rules();
+    this._outline();
     this.painted += 1;
     if (this.app.extensionManager) this.app.extensionManager[TICK] = this.painted;
     this.app.canvas?.setDirty?.(true, true);
   }
 
-  _badge(text, bgColor) {
-    void this.app.extensionManager?.[TICK];
-    const Badge = window.LGraphBadge ?? window.LiteGraph?.LGraphBadge;
-    return new Badge({ text, fgColor: TEXT, bgColor });
+  /** What `node.badges` takes. The canvas asks at every frame: a badge is made once per change. */
+  _getter(look) {
+    let made = null;
+    let of = -1;
+    return () => {
+      void this.app.extensionManager?.[TICK];
+      if (of === this.painted) return made;
+      const Badge = window.LGraphBadge ?? window.LiteGraph?.LGraphBadge;
+      const [text, bgColor] = look();
+      of = this.painted;
+      return (made = new Badge({ text, fgColor: TEXT, bgColor }));
+    };
   }
 
   _costText(node) {
@@ -148,18 +157,15 @@ export class Badges {
     return heat === null ? null : heatColour(heat);
   }
 
-  _stroke(node) {
-    const color = this._strokeColour(node);
-    return color ? { color, lineWidth: 4, padding: 6 } : undefined;
-  }
-
-  /** Outlines for the nodes of the graph on the screen; only Nodes 2.0 has such elements. */
-  _rules() {
+  /** Outlines: strokes of the canvas, and rules for the elements that only Nodes 2.0 has. */
+  _outline() {
     const graph = this.app.canvas?.graph ?? rootGraph(this.app);
     const rules = [];
+    this._strokes = new Map();
     for (const node of new Set([...this._costs.keys(), ...this._misfits.keys()])) {
-      const color = node.graph === graph ? this._strokeColour(node) : null;
-      if (color) {
+      const color = this._strokeColour(node);
+      if (color) this._strokes.set(node, { color, lineWidth: 4, padding: 6 });
+      if (color && node.graph === graph) {
         const id = CSS.escape(String(node.id));
         rules.push(`.lg-node[data-node-id="${id}"]{outline:3px solid ${color};outline-offset:3px}`);
       }

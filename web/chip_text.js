@@ -87,7 +87,6 @@ export function chipTooltip(store, shown, t) {
   }
   const rss = host?.rss ?? null;
   lines.push(
-    // Rounded: what changes all the time would be painted all the time.
     `RAM: ${gigabytes(hostUsed(host))} / ${gigabytes(host?.total ?? null)} GB` +
       (rss === null ? "" : `, ${t("figures.process")} ${gigabytes(rss)} GB`),
   );
@@ -101,10 +100,11 @@ function stripes(parts, total) {
   for (const [colour, part] of parts) {
     const width = total > 0 && part > 0 ? (100 * part) / total : 0;
     const to = Math.min(100, from + width);
-    stops.push(`${colour} ${from.toFixed(1)}% ${to.toFixed(1)}%`);
+    // Whole percents: what changes all the time would be painted all the time.
+    stops.push(`${colour} ${from.toFixed(0)}% ${to.toFixed(0)}%`);
     from = to;
   }
-  stops.push(`${COLOURS.empty} ${from.toFixed(1)}% 100%`);
+  stops.push(`${COLOURS.empty} ${from.toFixed(0)}% 100%`);
   return `linear-gradient(to right, ${stops.join(", ")})`;
 }
 

@@ -7,6 +7,7 @@ import { Chip } from "./chip.js";
 import { Fit } from "./fit.js";
 import { classicMenus, classicNodeMenu, Menus } from "./menus.js";
 import { Panel } from "./panel/panel.js";
+import { Rescue } from "./rescue.js";
 import * as keys from "./settings.js";
 import { Store } from "./state.js";
 import { loadTexts } from "./texts.js";
@@ -24,26 +25,33 @@ export const badges = new Badges(app, api, store, fit);
 export const panel = new Panel({ app, store, actions, fit });
 export const chip = new Chip(app, store, () => panel.toggle());
 export const menus = new Menus({ store, actions, badges, panel, fit });
+const rescue = new Rescue(actions);
 const hasMenuHooks = typeof app.collectNodeMenuItems === "function";
 
 // Before anything is sent: the frontend complains about messages nobody listens to.
-for (const kind of ["sample", "models", "node", "run", "receipt"]) {
+for (const kind of ["sample", "models", "node", "run", "receipt", "next"]) {
   api.addEventListener(`lowtide.${kind}`, ({ detail }) => {
     store.accept(kind, detail);
     if (kind === "receipt") sayReceipt(detail);
   });
 }
-api.addEventListener("reconnecting", () => store.disconnect());
+api.addEventListener("lowtide.rescue", ({ detail }) => void rescue.hear(detail));
+api.addEventListener("reconnecting", () => {
+  store.disconnect();
+  rescue.forget();
+});
 api.addEventListener("reconnected", () => store.refresh());
 
-/** Cleanups that nobody at the browser asked for, if they want to hear of them. */
-function sayReceipt({ receipt }) {
-  if (receipt?.by === "user" || document.hidden) return;
-  if (keys.setting(app, keys.RECEIPT_TOASTS)) actions.toast("info", receiptText(receipt));
+/** Receipts this tab was promised; of other cleanups those of nodes, if people want to hear of them. */
+function sayReceipt(detail) {
+  const receipt = detail?.receipt;
+  const asked = receipt?.by === "user";
+  const wanted = asked ? actions.owed() : keys.setting(app, keys.RECEIPT_TOASTS);
+  if (receipt && wanted && !document.hidden) actions.toast(asked ? "success" : "info", receiptText(receipt));
 }
 
 function settingChanged(id) {
-  chip.refresh();
+  setTimeout(() => chip.refresh(true)); // the value is stored after this call
   if (id === keys.BADGES || id === keys.HEAT) badges.refresh();
 }
 

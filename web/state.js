@@ -31,7 +31,7 @@ export class Store {
     this._waiting = []; // messages that came while the state was being fetched
     this._fetching = null;
     this._again = false;
-    this._timer = 0;
+    this._hurry = null; // ends the wait before the next try
   }
 
   /** Calls `listener` whenever one of the topics has changed. */
@@ -57,11 +57,14 @@ export class Store {
 
   /** Fetch the state; asked while that is under way, fetch once more after it. */
   refresh() {
+    if (this._hurry) {
+      this._hurry();
+      return this._fetching;
+    }
     if (this._fetching) {
       this._again = true;
       return this._fetching;
     }
-    clearTimeout(this._timer);
     this._fetching = this._fetch(0).finally(() => {
       this._fetching = null;
       if (this._again) {
@@ -80,7 +83,7 @@ export class Store {
       this._waiting = [];
       if (attempt === 0) this.disconnect();
       const wait = RETRY_MS[Math.min(attempt, RETRY_MS.length - 1)];
-      await new Promise((resolve) => (this._timer = setTimeout(resolve, wait)));
+      await this._pause(wait);
       return this._fetch(attempt + 1);
     }
     if (fetched.boot !== this.state.boot || !fetched.running) this.live = null;
@@ -95,6 +98,16 @@ export class Store {
     for (const [kind, message] of waiting) {
       if (message.boot === this.state.boot) this.accept(kind, message);
     }
+  }
+
+  async _pause(milliseconds) {
+    let timer = 0;
+    await new Promise((resolve) => {
+      this._hurry = resolve;
+      timer = setTimeout(resolve, milliseconds);
+    });
+    clearTimeout(timer);
+    this._hurry = null;
   }
 
   /** The server does not answer: nothing shown is true any more. */
@@ -149,6 +162,10 @@ export class Store {
   _receipt(message) {
     this.state.receipts = [...this.state.receipts, message.receipt].slice(-KEPT);
     this._tell("receipts");
+  }
+
+  _next(message) {
+    this.setNext({ ...EMPTY.next, ...message.next });
   }
 
   setNext(next) {

@@ -1,5 +1,14 @@
 """The browser fixtures, for this folder only."""
 
-from lowtide.tests.browser.fixtures import browser, front, nodes_2, overlay, page
+from lowtide.tests.browser.fixtures import (
+    browser,
+    calm,
+    front,
+    nodes_2,
+    overlay,
+    page,
+    ran,
+    told,
+)
 
-__all__ = ["browser", "front", "nodes_2", "overlay", "page"]
+__all__ = ["browser", "calm", "front", "nodes_2", "overlay", "page", "ran", "told"]

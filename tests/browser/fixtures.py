@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from lowtide.tests.hosts.fixtures import CHECKPOINT, FOLDER, place_models
 from lowtide.tests.hosts.server import Server
 
+from .fakes import state
 from .frontends import Frontend, Missing, chromium, frontends
-from .rig import FLAGS, Overlay, browser_context, settle
+from .graphs import workflow
+from .rig import FLAGS, Overlay, Told, browser_context, settle
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -20,7 +23,28 @@ DEVICE = "npu"
 CAPACITY = "4G"
 _NONE = [pytest.param(None, marks=pytest.mark.skip(reason="No ComfyUI found"))]
 
-__all__ = ["CHECKPOINT", "browser", "front", "nodes_2", "overlay", "page"]
+_SEEDS = count(100)
+# Each message's figures beside the chip's text once that is painted, if no other came meanwhile.
+WATCH = """() => {
+  window.seen = [];
+  if (window.watching) return;
+  window.watching = true;
+  const { store, chip } = lowtide;
+  store.on('figures', () => {
+    const { seq, devices: [it], running } = store.state;
+    const before = chip.painted;
+    const look = (frames) => requestAnimationFrame(() => {
+      if (store.state.seq !== seq) return;
+      if (chip.painted === before) return look(3);
+      if (frames) return look(frames - 1);
+      const text = document.querySelector('.lowtide-chip').innerText.trim();
+      window.seen.push([text, it.total - it.free, it.total, running]);
+    });
+    look(3);
+  });
+}"""
+
+__all__ = ["CHECKPOINT", "browser", "calm", "front", "nodes_2", "overlay", "page", "ran", "told"]
 
 
 @dataclass(frozen=True)
@@ -69,21 +93,63 @@ def front(
     server.stop()
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])
+@pytest.fixture(scope="session", params=[False, True], ids=["classic", "nodes2"])
 def nodes_2(request: pytest.FixtureRequest, front: Front) -> bool:
     """Whether nodes are drawn as HTML. Frontends that cannot are left out by the plugin."""
     return request.param
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def overlay(front: Front, browser: Browser, nodes_2: bool) -> Iterator[Overlay]:
-    """A page with the overlay, kept for all tests of a file."""
+    """A page with the overlay, kept for all tests of a kind of nodes."""
     settle(front.server, Comfy_VueNodes_Enabled=nodes_2)
     context = browser_context(browser)
     made = Overlay(context.new_page(), front.server)
     made.goto()
     yield made
+    faults = made.faults()
     context.close()
+    assert faults == []
+
+
+@pytest.fixture(scope="module")
+def ran(overlay: Overlay, request: pytest.FixtureRequest) -> tuple[Overlay, dict[str, Any]]:
+    """The overlay after one run, and that run as the server knows it.
+
+    In a file that says ``FROM_NOTHING = True`` with nothing loaded or cached before.
+    """
+    if getattr(request.module, "FROM_NOTHING", False):
+        overlay.server.free()
+    overlay.server.post("/lowtide/next", {"level": None, "budget_gb": None})
+    overlay.load(workflow(seed=next(_SEEDS)))
+    overlay.js(WATCH)
+    name = overlay.run()
+    overlay.wait("(id) => lowtide.badges.spans().some((it) => it.run === id)", name)
+    overlay.wait("() => !lowtide.store.state.running && !lowtide.badges._due")
+    return overlay, next(run for run in overlay.state()["runs"] if run["run"] == name)
+
+
+@pytest.fixture(scope="session")
+def told(front: Front, browser: Browser) -> Iterator[Told]:
+    """A page with a state of a test's own; ``calm`` is what tests take."""
+    settle(front.server, Comfy_VueNodes_Enabled=False)
+    context = browser_context(browser)
+    made = Told(context.new_page(), front.server)
+    made.tell(state())
+    made.goto()
+    made.load(workflow())
+    yield made
+    faults = made.faults()
+    context.close()
+    assert faults == []
+
+
+@pytest.fixture
+def calm(told: Told) -> Iterator[Told]:
+    """That page, calm: one device, nothing loaded, and ComfyUI's settings as they were."""
+    told.tell(state())
+    yield told
+    told.restore()
 
 
 @pytest.fixture

@@ -22,8 +22,12 @@ def missing() -> str | None:
     return None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "newest: shown with the newest frontend, no need for others")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects Nodes 2.0 on frontends that have none."""
+    """Deselects Nodes 2.0 on frontends that have none, and what one frontend has shown."""
     unwanted = [item for item in items if not _possible(item)]
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
@@ -32,10 +36,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _possible(item: pytest.Item) -> bool:
     callspec = getattr(item, "callspec", None)
-    if callspec is None or not callspec.params.get("nodes_2"):
+    frontend = callspec.params.get("front") if callspec else None
+    if frontend is None:
         return True
-    frontend = callspec.params.get("front")
-    return frontend is None or frontend.has_nodes_2
+    if item.get_closest_marker("newest") and not frontend.separate:
+        return False
+    return frontend.has_nodes_2 or not callspec.params.get("nodes_2")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from lowtide.tests.browser.fakes import GB, HOSTILE, device, model, receipt, run, span, state
-from lowtide.tests.browser.fixtures import Front
 from lowtide.tests.browser.graphs import workflow
-from lowtide.tests.browser.rig import Overlay, fake_state, say
+from lowtide.tests.browser.rig import Told, say
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -61,56 +60,44 @@ def harmless(page: Page) -> None:
     assert raw is False
 
 
-def test_hostile_text_is_inert(front: Front, page: Page):
-    told = hostile_state()
-    fake_state(page, lambda: told)
-    page.route(
-        "**/lowtide/fit",
-        lambda route: route.fulfill(
-            json={
-                "fits": False,
-                "nodes": {
-                    "5": {
-                        "need": 9 * GB,
-                        "free": GB,
-                        "fits": False,
-                        "why": HOSTILE[0],
-                        "remedy": HOSTILE[1],
-                    },
-                    HOSTILE[0]: {"need": 1, "free": 1, "fits": True, "why": "", "remedy": ""},
-                },
-            }
-        ),
-    )
-    page.route(
-        "**/lowtide/unload", lambda route: route.fulfill(status=409, json={"error": HOSTILE[0]})
-    )
-    overlay = Overlay(page, front.server)
-    overlay.goto()
-    overlay.load(workflow())
+def test_hostile_text_is_inert(calm: Told):
+    page = calm.page
+    fit = {"need": 9 * GB, "free": GB, "fits": False, "why": HOSTILE[0], "remedy": HOSTILE[1]}
+    other = {"need": 1, "free": 1, "fits": True, "why": "", "remedy": ""}
+    answer = {"fits": False, "nodes": {"5": fit, HOSTILE[0]: other}}
+    page.route("**/lowtide/fit", lambda route: route.fulfill(json=answer))
+    refusal = {"error": HOSTILE[0]}
+    page.route("**/lowtide/unload", lambda route: route.fulfill(status=409, json=refusal))
+    page.route("**/lowtide/rescue", lambda route: route.fulfill(status=404, json=refusal))
+    calm.tell(hostile_state())
     for view in VIEWS:
-        panel = overlay.panel(view)
+        panel = calm.panel(view)
         if view == "fit":
             panel.locator('[data-key="check"]').click()
             page.wait_for_function("() => lowtide.fit.result")
-        page.wait_for_timeout(150)
         if view == "timeline":
+            panel.locator("canvas").wait_for()
             harmless(page)
             panel.locator('[data-key="table"]').click()
-            page.wait_for_timeout(150)
-        assert len(overlay.rows()) >= 1, view
+        calm.until(lambda: len(calm.rows()) >= 1)
         harmless(page)
-    assert any("won't fit" in text for text in overlay.badges()["5"]), overlay.badges()
-    panel = overlay.panel("models")
+    calm.until(lambda: any("won't fit" in text for text in calm.badges()["5"]))
+    calm.panel("timeline").locator('[data-key="table"]').click()
+    panel = calm.panel("models")
     panel.locator("button", has_text="Unload").first.click()
-    page.wait_for_selector(".p-toast-message, [data-testid=toast]")
-    say(page, "receipt", {"boot": "fake", "seq": 1, "receipt": receipt(HOSTILE[0], by=HOSTILE[0])})
-    say(
-        page,
-        "node",
-        {"boot": "fake", "seq": 2, "prompt_id": HOSTILE[0], "span": span("5", HOSTILE[0])},
-    )
-    page.wait_for_timeout(300)
+    calm.toast("onerror")
+    calm.hear("receipt", receipt=receipt(HOSTILE[0], by=HOSTILE[0]))
+    calm.hear("node", prompt_id=HOSTILE[0], span=span("5", HOSTILE[0]))
+    calm.hear("next", next=HOSTILE[0])
+    for text in HOSTILE:
+        calm.hear("rescue", question=text, open=True, text=text)
+        dialog = page.locator(".lowtide-dialog")
+        dialog.wait_for()
+        said = dialog.inner_text()
+        assert len(said) < 700 and not set("\x00\x1b\u202e") & set(said)
+        assert dialog.locator("img, script, svg").count() == 0
+        dialog.locator('[data-key="yes"]').click()
+        dialog.wait_for(state="detached")
     harmless(page)
     menu = page.evaluate(
         """() => { const node = app.graph.getNodeById(5) ?? app.graph.getNodeById('5');
@@ -119,19 +106,45 @@ def test_hostile_text_is_inert(front: Front, page: Page):
     )
     assert len(menu) == 4 and not any(set("<>") & set(text) for text in menu), menu
     assert page.evaluate("() => window.hacked") is None
+    calm.js("() => lowtide.fit.clear()")
+    page.unroute("**/lowtide/*")
+    for name in ("fit", "unload", "rescue"):
+        page.unroute(f"**/lowtide/{name}")
 
 
-def test_messages_that_make_no_sense_change_nothing(front: Front, page: Page):
-    told = state(models=[model("SDXL")])
-    fake_state(page, lambda: told)
-    overlay = Overlay(page, front.server)
-    overlay.goto()
-    before = page.evaluate("() => JSON.stringify(lowtide.store.state.models)")
-    for message in (None, 3, "x", {"boot": "fake", "seq": 0, "models": []}, {"boot": "fake"}):
-        say(page, "models", message)
-    assert page.evaluate("() => JSON.stringify(lowtide.store.state.models)") == before
-    say(page, "models", {"boot": "fake", "seq": 5, "models": "none"})
-    assert page.evaluate("() => lowtide.store.state.models.length") == 0
+def test_hostile_titles_and_workflows_are_inert(calm: Told):
+    """Names a person can give in the graph itself: titles of nodes, and the workflow's own id."""
+    graph = workflow()
+    for node in graph["nodes"]:
+        node["title"] = HOSTILE[node["id"] % len(HOSTILE)]
+    graph["id"] = HOSTILE[0]
+    calm.load(graph)
+    spans = [span(str(it["id"]), it["type"], float(it["id"])) for it in graph["nodes"]]
+    calm.tell(state(runs=[run("one", spans)]))
+    panel = calm.panel("timeline")
+    panel.locator('[data-key="table"]').click()
+    calm.until(lambda: len(calm.rows()) == len(spans))
+    calm.js("() => lowtide.menus._cost(app.graph._nodes[0])")
+    calm.toast("peak 1.00 GB")
+    harmless(calm.page)
+    panel.locator('[data-key="table"]').click()
+    calm.load(workflow())
+
+
+def test_messages_that_make_no_sense_change_nothing(calm: Told):
+    calm.tell(state(models=[model("SDXL")]))
+    before = calm.js("() => JSON.stringify(lowtide.store.state.models)")
+    seq, boot = calm.js("() => [lowtide.store.state.seq, lowtide.store.state.boot]")
+    for message in (None, 3, "x", {"boot": boot, "seq": seq, "models": []}, {"boot": boot}):
+        for kind in ("models", "rescue", "receipt", "next"):
+            say(calm.page, kind, message)
+    assert calm.js("() => JSON.stringify(lowtide.store.state.models)") == before
+    say(calm.page, "models", {"boot": boot, "seq": seq + 5, "models": "none"})
+    assert calm.js("() => lowtide.store.state.models.length") == 0
     # An older message that comes late is not taken.
-    say(page, "models", {"boot": "fake", "seq": 4, "models": [model("old")]})
-    assert page.evaluate("() => lowtide.store.state.models.length") == 0
+    say(calm.page, "models", {"boot": boot, "seq": seq + 4, "models": [model("old")]})
+    assert calm.js("() => lowtide.store.state.models.length") == 0
+    # One of another server makes the state be fetched anew.
+    say(calm.page, "models", {"boot": "other", "seq": seq + 9, "models": []})
+    calm.wait("() => lowtide.store.state.models.length === 1")
+    assert calm.page.locator(".lowtide-dialog").count() == 0

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lowtide.tests.browser.fakes import device, model, receipt, run, span, state
 from lowtide.tests.browser.fixtures import Front
-from lowtide.tests.browser.frontends import Missing, axe
-from lowtide.tests.browser.graphs import workflow
-from lowtide.tests.browser.rig import SIZE, Overlay, browser_context, fake_state, settle
+from lowtide.tests.browser.rig import SIZE, Told, axe_finds
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.host
 
@@ -26,7 +24,6 @@ CONTROLS = """() => {
     .filter((it) => it.getClientRects().length && inside(it.getBoundingClientRect(), chip))
     .map((it) => it.outerHTML.slice(0, 160));
 }"""
-TOASTS = ".p-toast-message, [data-testid=toast]"
 BOX = """() => { const r = [...document.querySelectorAll('.lowtide-chip')]
   .find((it) => it.getClientRects().length).getBoundingClientRect();
   const at = document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2);
@@ -48,17 +45,6 @@ def shown() -> dict[str, Any]:
     )
 
 
-@pytest.fixture
-def calm(front: Front, page: Page) -> Overlay:
-    """A page with a state that never changes."""
-    told = shown()
-    fake_state(page, lambda: told)
-    made = Overlay(page, front.server)
-    made.goto()
-    made.load(workflow())
-    return made
-
-
 def inside_window(box: dict[str, Any]) -> bool:
     return (
         box["x"] >= 0
@@ -68,83 +54,106 @@ def inside_window(box: dict[str, Any]) -> bool:
     )
 
 
-def test_the_page_at_1280_by_720(calm: Overlay, front: Front):
+def test_nothing_of_comfyui_lies_under_the_chip(calm: Told):
     page = calm.page
-    page.wait_for_timeout(1500)
-    assert page.locator(TOASTS).count() == 0, page.locator(TOASTS).all_inner_texts()
-    assert calm.chip.count() == 1
-    box = page.evaluate(BOX)
+    calm.tell(shown())
+    calm.until(lambda: calm.toasts.count() == 0, 20)
+    for compact in ("never", "always", "narrow"):
+        calm.setting("Lowtide.Chip.Compact", compact)
+        calm.until(lambda it=compact: ("VRAM" in calm.chip_text()) == (it == "never"))
+        assert calm.chip.count() == 1
+        box = page.evaluate(BOX)
+        assert inside_window(box) and box["on_top"], box
+        assert page.evaluate(CONTROLS) == []
+
+
+def test_focus_mode_takes_it_away_and_brings_it_back(calm: Told):
+    calm.command("Workspace.ToggleFocusMode")
+    calm.until(lambda: calm.chip.count() == 0)
+    for used in (3.5, 4.5, 5.5):  # figures come, and it does not
+        calm.hear("sample", running=True, devices=[device(used=used)], host=state()["host"])
+        calm.page.wait_for_timeout(800)
+    assert calm.chip.count() == 0
+    calm.command("Workspace.ToggleFocusMode")
+    calm.until(lambda: calm.chip.count() == 1)
+    calm.until(lambda: "88%" in calm.chip_text())
+    assert calm.page.evaluate(CONTROLS) == []
+    box = calm.page.evaluate(BOX)
     assert inside_window(box) and box["on_top"], box
-    assert page.evaluate(CONTROLS) == []
 
-    # Two devices, each metric hidden alone, and only percentages.
-    setting = "([id, value]) => app.extensionManager.setting.set(id, value)"
-    text = calm.chip_text()
-    assert "VRAM" in text or "V " in text
-    page.evaluate(setting, ["Lowtide.Chip.Compact", "never"])
-    page.wait_for_timeout(200)
-    assert "VRAM 7.0/8.0 GB · RAM 12/32 GB" in calm.chip_text()
-    page.evaluate(setting, ["Lowtide.Chip.Vram", False])
-    page.wait_for_timeout(200)
-    assert calm.chip_text().endswith("RAM 12/32 GB") and "VRAM" not in calm.chip_text()
-    page.evaluate(setting, ["Lowtide.Chip.Vram", True])
-    page.evaluate(setting, ["Lowtide.Chip.Ram", False])
-    page.evaluate(setting, ["Lowtide.Chip.Peak", True])
-    page.wait_for_timeout(200)
-    assert "VRAM 7.0/8.0 GB · ↑6.5" in calm.chip_text() and "RAM 12" not in calm.chip_text()
-    page.evaluate(setting, ["Lowtide.Chip.Ram", True])
-    page.evaluate(setting, ["Lowtide.Chip.Peak", False])
-    page.evaluate(setting, ["Lowtide.Chip.Compact", "always"])
-    page.wait_for_timeout(200)
-    assert "V 88% · R 38%" in calm.chip_text()
-    assert "8.00 GB" in calm.chip_tooltip() and "peak 6.50 GB" in calm.chip_tooltip()
-    page.evaluate(setting, ["Lowtide.Chip.Show", False])
-    page.wait_for_timeout(200)
-    assert calm.chip.count() == 0
-    page.evaluate(setting, ["Lowtide.Chip.Show", True])
-    page.evaluate(setting, ["Lowtide.Chip.Compact", "narrow"])
-    page.wait_for_timeout(200)
-    assert calm.chip.count() == 1
 
-    # Focus mode takes the top bar away and brings it back.
-    calm.command("Workspace.ToggleFocusMode")
-    page.wait_for_timeout(2500)
-    assert calm.chip.count() == 0
-    calm.command("Workspace.ToggleFocusMode")
-    page.wait_for_timeout(2500)
-    assert calm.chip.count() == 1
-    assert page.evaluate(CONTROLS) == []
-
-    # The panel, by its keys alone, in both themes, and what axe says of it.
+def test_the_panel_in_both_themes_and_by_its_keys_alone(calm: Told, front: Front):
+    page = calm.page
+    calm.tell(shown())
     panel = calm.panel("models")
     box = panel.bounding_box()
     assert box and box["x"] >= 0 and box["x"] + box["width"] <= SIZE["width"] + 0.5
-    panel.locator('[data-view="models"]').focus()
-    page.keyboard.press("ArrowRight")
-    assert page.evaluate("() => document.activeElement.dataset.view") == "timeline"
-    calm.shot(f"panel-{front.frontend.version}-dark")
-    dark = colours(page)
-    complain(page)
-    page.evaluate("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'light')")
-    page.wait_for_timeout(600)
-    calm.shot(f"panel-{front.frontend.version}-light")
-    light = colours(page)
-    complain(page)
-    page.evaluate("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
-    assert contrast(dark) >= 4.5 and contrast(light) >= 4.5, (dark, light)
-    assert luminance(light[1]) > 0.4 > luminance(dark[1])
-    assert [it for it in calm.errors if "reading 'id'" not in it] == []
+    assert box["y"] + box["height"] <= SIZE["height"] + 0.5
+    reached(calm)
+    bright: dict[str, list[list[int]]] = {}
+    for palette in ("dark", "light"):
+        calm.setting("Comfy.ColorPalette", palette)
+        calm.until(lambda it=palette: (luminance(colours(page)[1]) > 0.4) == (it == "light"))
+        bright[palette] = colours(page)
+        for view in ("models", "timeline", "receipts", "history", "fit"):
+            calm.panel(view)
+            calm.wait("(id) => document.querySelector('#lowtide-view')"
+                      ".getAttribute('aria-labelledby') === `lowtide-tab-${id}`", view)  # fmt: skip
+            assert axe_finds(page, [".lowtide-panel", ".lowtide-chip"]) == [], (palette, view)
+        panel = calm.panel("history")
+        panel.locator('[data-key="reset"]').click()
+        page.locator(".lowtide-dialog").wait_for()
+        assert axe_finds(page, [".lowtide-dialog"]) == [], palette
+        calm.shot(f"question-{front.frontend.version}-{palette}")
+        page.keyboard.press("Escape")
+        calm.panel("timeline")
+        calm.shot(f"panel-{front.frontend.version}-{palette}")
+    assert all(contrast(pair) >= 4.5 for pair in bright.values()), bright
 
 
-def test_without_a_top_bar_the_chip_has_a_place_of_its_own(calm: Overlay):
+def reached(calm: Told) -> None:
+    """Every control of the panel by Tab, in the order in which they stand; tabs by arrows."""
     page = calm.page
-    page.evaluate("() => app.extensionManager.setting.set('Comfy.UseNewMenu', 'Disabled')")
-    floating = page.locator(".lowtide-floating")
-    for _ in range(30):
-        page.evaluate("() => lowtide.chip.refresh()")
-        if floating.count():
+    page.locator('.lowtide-panel [data-view="models"]').focus()
+    seen: list[str] = []
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        here = page.evaluate(
+            "() => document.activeElement.closest('.lowtide-panel')"
+            " && (document.activeElement.dataset.key ?? document.activeElement.id)"
+        )
+        if here is None:
             break
-        page.wait_for_timeout(200)
+        seen.append(here)
+        ring = "() => getComputedStyle(document.activeElement).outlineStyle"
+        assert page.evaluate(ring) == "solid", here
+    known = ["level", "budget", "free", "check", "json", "png", "lowtide-view"]
+    assert seen[: len(known)] == known, seen
+    assert [it for it in seen if it.startswith("Unload ")], seen
+    page.locator('.lowtide-panel [data-view="models"]').focus()
+    for key, view in (("ArrowRight", "timeline"), ("ArrowLeft", "models"), ("ArrowLeft", "fit")):
+        page.keyboard.press(key)
+        assert page.evaluate("() => document.activeElement.dataset.view") == view
+
+
+def test_without_a_top_bar_the_chip_has_a_place_of_its_own(calm: Told):
+    page = calm.page
+    panel = page.locator(".lowtide-panel")
+    if panel.count():
+        calm.command("Lowtide.TogglePanel")
+        panel.wait_for(state="detached")
+    sample = {"running": False, "devices": [device()], "host": state()["host"]}
+    floating = page.locator(".lowtide-floating:visible")
+
+    def waits(there: bool) -> None:
+        for _ in range(30):
+            calm.hear("sample", **sample)
+            if bool(floating.count()) == there:
+                return
+            page.wait_for_timeout(200)
+
+    calm.setting("Comfy.UseNewMenu", "Disabled")
+    waits(True)
     assert inside_window(page.evaluate(BOX))
     assert page.evaluate(CONTROLS) == []
     first = floating.bounding_box()
@@ -156,18 +165,30 @@ def test_without_a_top_bar_the_chip_has_a_place_of_its_own(calm: Overlay):
     page.wait_for_timeout(200)
     moved = page.evaluate(BOX)
     assert inside_window(moved) and moved["y"] == 0 and moved["x"] > first["x"]
-    assert page.locator(".lowtide-panel").count() == 0, "dragging is not clicking"
+    assert panel.count() == 0, "dragging is not clicking"
+    # Still inside a smaller window; and a place that is none does no harm.
+    page.set_viewport_size({"width": 900, "height": 500})
+    calm.until(lambda: page.evaluate(BOX)["right"] <= 900.5)
+    page.set_viewport_size(SIZE)
+    floating.focus()
+    calm.until(lambda: page.evaluate(BOX)["right"] > 900.5)
+    before = page.evaluate(BOX)
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowDown")
+    after = page.evaluate(BOX)
+    assert (before["x"] - after["x"], after["y"] - before["y"]) == (16, 16)
+    for bad in ("{", '"x"', "3", '{"x":"<img>","y":null}'):
+        page.evaluate("(it) => localStorage.setItem('lowtide.chip.place', it)", bad)
+        page.evaluate("() => window.dispatchEvent(new Event('resize'))")
+        assert inside_window(page.evaluate(BOX))
     calm.command("Lowtide.ResetChip")
     page.wait_for_timeout(200)
     again = floating.bounding_box()
     assert again and abs(again["x"] - first["x"]) < 2 and abs(again["y"] - first["y"]) < 2
-    page.evaluate("() => app.extensionManager.setting.set('Comfy.UseNewMenu', 'Top')")
-    for _ in range(30):
-        page.evaluate("() => lowtide.chip.refresh()")
-        if not floating.count():
-            break
-        page.wait_for_timeout(200)
-    assert floating.count() == 0 and calm.chip.count() == 1
+    calm.setting("Comfy.UseNewMenu", "Top")
+    waits(False)
+    assert page.locator(".lowtide-floating").count() == 0
+    calm.until(lambda: calm.chip.count() == 1)
 
 
 def colours(page: Page) -> list[list[int]]:
@@ -192,44 +213,3 @@ def contrast(pair: list[list[int]]) -> float:
     """The ratio of WCAG 2."""
     low, high = sorted(luminance(colour) for colour in pair)
     return (high + 0.05) / (low + 0.05)
-
-
-def complain(page: Page) -> None:
-    """Fail with what axe-core finds serious in our elements."""
-    try:
-        source = axe()
-    except Missing as missing:
-        pytest.skip(str(missing))
-    if not page.evaluate("() => Boolean(window.axe)"):
-        page.evaluate(source)
-    for view in ("models", "timeline", "receipts", "history", "fit"):
-        page.locator(f'.lowtide-panel [data-view="{view}"]').click()
-        page.wait_for_timeout(150)
-        found = page.evaluate(
-            """async () => (await axe.run({ include: [['.lowtide-panel'], ['.lowtide-chip']] }))
-              .violations.filter((it) => ['serious', 'critical'].includes(it.impact))
-              .map((it) => [it.id, it.nodes.map((node) => node.html.slice(0, 200))])"""
-        )
-        assert found == [], view
-
-
-def test_a_second_tab_shows_the_same(front: Front, browser: Browser):
-    settle(front.server, Comfy_VueNodes_Enabled=False)
-    context = browser_context(browser)
-    tabs = [Overlay(context.new_page(), front.server) for _ in range(2)]
-    for tab in tabs:
-        tab.goto()
-        tabs[0].load(workflow(seed=11))
-    name = tabs[0].run()
-    for tab in tabs:
-        tab.wait("(id) => lowtide.store.state.runs.some((it) => it.run === id)", name)
-    assert tabs[0].js("() => lowtide.store.state.boot") == tabs[1].js(
-        "() => lowtide.store.state.boot"
-    )
-    # The other tab has another graph on its screen: no badge of this run belongs there.
-    tabs[1].page.wait_for_timeout(500)
-    peaks = tabs[1].js("() => lowtide.badges.spans().length")
-    assert peaks == 0
-    tabs[0].page.wait_for_timeout(300)
-    assert tabs[0].js("() => lowtide.badges.spans().length") >= 7
-    context.close()

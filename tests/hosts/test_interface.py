@@ -141,7 +141,7 @@ def test_help_pages_are_served(server: Server):
 
 
 def test_the_question_of_a_rescue_is_shown_and_its_answer_taken(server: Server):
-    script = f"/extensions/{server.folder}/rescue.js"
+    script = f"/extensions/{server.folder}/lowtide.js"
     assert script in server.get("/extensions")
     assert b"lowtide.rescue" in server.fetch(urllib.parse.quote(script))
     with pytest.raises(urllib.error.HTTPError) as refusal:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import json
 
 import pytest
@@ -43,6 +45,55 @@ def test_what_another_site_sends_is_refused(server: Server, name: str, prefix: s
 def test_a_request_that_is_too_large_is_not_read(server: Server) -> None:
     assert refusal(server, "next", {"level": "x" * 100_000})[0] == 413
     assert refusal(server, "fit", {"prompt": {"1": "x" * (5 << 20)}})[0] == 413
+
+
+def raw(server: Server, name: str, body: bytes, **headers: str) -> tuple[int, bytes]:
+    """The answer to a body as it is, with headers as they are."""
+    asked = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+    named = {key.replace("_", "-"): value for key, value in headers.items()}
+    kind = {"Content-Type": "application/json", **named}
+    asked.request("POST", f"/lowtide/{name}", body, kind)
+    answer = asked.getresponse()
+    found = answer.status, answer.read()
+    asked.close()
+    return found
+
+
+def test_a_body_that_is_no_body_is_refused_with_a_reason(server: Server) -> None:
+    deep, digits = b'{"prompt":' + b"[" * 50_000, b"9" * 100_000
+    bodies = [b"", b"\xef\xbb\xbf{}", b'{"prompt":"\xff"}', '{"prompt":{}}'.encode("utf-16"), deep]
+    bodies += [b'{"prompt":{"1":{"class_type":"x","inputs":{"a":' + digits + b"}}}}"]
+    bodies += [b'{"prompt":{"\\ud800":{}}}', b'{"prompt":[]}', b"null", b'{"prompt":{},"x":1}']
+    for body in bodies:
+        code, said = raw(server, "fit", body)
+        assert code == 400 and json.loads(said)["error"], body[:40]
+    many = json.dumps({"prompt": dict.fromkeys(map(str, range(5001)))}).encode()
+    assert raw(server, "fit", many)[0] == 400
+    for coding in ("gzip", "deflate"):
+        code, said = raw(server, "rescue", b"\x1f\x8bbroken", Content_Encoding=coding)
+        assert code == 400 and json.loads(said)["error"], coding
+    # What swells when it is unpacked is not unpacked to its end.
+    bomb = gzip.compress(b" " * (64 << 20))
+    assert raw(server, "rescue", bomb, Content_Encoding="gzip")[0] == 413
+    assert raw(server, "fit", bomb, Content_Encoding="gzip")[0] == 413
+    question = gzip.compress(b'{"question": "x", "yes": true}')
+    assert raw(server, "rescue", question, Content_Encoding="gzip")[0] == 404
+
+
+def test_a_graph_as_large_as_may_be_is_judged(server: Server) -> None:
+    """Each node behind the one after it, and every node with links to many."""
+    chain = {str(at): {"class_type": "x", "inputs": {"a": [str(at + 1), 0]}} for at in range(5000)}
+    web = {
+        str(at): {"class_type": "x", "inputs": {f"i{n}": [str(at ^ n), n] for n in range(60)}}
+        for at in range(1000)
+    }
+    circle = {"1": {"class_type": "VAEDecode", "inputs": {"vae": ["1", 0], "samples": ["1", 0]}}}
+    odd = {
+        "1": {"class_type": "KSampler", "inputs": {"model": ["1", 10**30], "a": [1e308, -1e400]}}
+    }
+    for graph in (chain, web, circle, odd):
+        found = ask(server, "fit", prompt=graph)
+        assert set(found["nodes"]) == set(graph) and found["fits"] is None
 
 
 JSON = st.recursive(

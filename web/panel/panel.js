@@ -13,6 +13,7 @@ import { tableCanvas, tableElement } from "./table.js";
 import { timeline } from "./timeline.js";
 
 const VIEWS = [models, timeline, receipts, history, fit];
+const WRITTEN_MS = 700; // after a run its row of the history is there
 export const TAB = "lowtide";
 
 export class Panel {
@@ -27,6 +28,7 @@ export class Panel {
     this.asTable = false;
     this.painted = 0;
     this._root = null;
+    this._historyOf = undefined; // the last run the history was fetched after
     this._ask = painter(() => this._paint());
     this._chart = new Chart((node) => this._choose(node));
     const topics = [...new Set(VIEWS.flatMap((view) => view.topics)), "next"];
@@ -35,6 +37,7 @@ export class Panel {
         if (topic === "next" || this.view.topics.includes(topic)) this._ask();
       });
     }
+    context.store.on("runs", () => this.view === history && this._history(WRITTEN_MS));
     context.fit.on(() => this._ask());
     window.addEventListener("resize", () => this._ask());
   }
@@ -57,12 +60,10 @@ export class Panel {
   /** Show a view, and of the timeline a run and one of its nodes. */
   async open(view, { run = null, id = null } = {}) {
     this.view = VIEWS.find((known) => known.id === view) ?? this.view;
-    this.context.chosen.run = run;
+    // Of the last run nothing is chosen: the view goes on with the next one.
+    this.context.chosen.run = run === this.context.store.state.runs.at(-1)?.run ? null : run;
     this.context.chosen.node = id;
-    if (!this.isOpen) {
-      const command = this.context.app.extensionManager?.command;
-      await command?.execute(`Workspace.ToggleBottomPanelTab.${TAB}`);
-    }
+    if (!this.isOpen) await this.toggle();
     this._ask();
   }
 
@@ -107,6 +108,14 @@ export class Panel {
     this._ask();
   }
 
+  /** No message brings the history: fetch it where it is looked at and a run has ended since. */
+  _history(wait) {
+    const last = this.context.store.state.runs.at(-1)?.run;
+    if (last === this._historyOf || document.hidden || !this._root?.isConnected) return;
+    this._historyOf = last;
+    setTimeout(() => this.context.store.refresh(), wait);
+  }
+
   _step(event) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
@@ -139,6 +148,7 @@ export class Panel {
     this._view.replaceChildren(charted ? this._chart.element : tableElement(table));
     if (charted) this._chart.paint(this.view.data(this.context), this.context.chosen.node);
     if (focused) root.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+    if (this.view === history) this._history(0);
   }
 
   _charted(table) {
@@ -165,8 +175,9 @@ export class Panel {
         ),
       );
     }
-    const summary = this.view.summary?.(this.context);
-    made.push(el("span", { class: "lowtide-summary" }, summary ?? ""));
+    const offline = this.context.store.connected ? null : t("chip.offlineLong");
+    const summary = offline ?? this.view.summary?.(this.context) ?? "";
+    made.push(el("span", { class: "lowtide-summary", role: offline && "status" }, summary));
     const button = (key, label, run, more = {}) =>
       el("button", { type: "button", class: "lowtide-button", "data-key": key, onclick: run, ...more }, label);
     if (this.view.chart) {

@@ -19,6 +19,12 @@ def watched() -> bool:
     return bool(getattr(instance(), "sockets", None))
 
 
+def connected(client: str) -> bool:
+    """Whether that tab is connected; True where the server does not say."""
+    sockets = getattr(instance(), "sockets", None)
+    return sockets is None or client in sockets
+
+
 def running() -> bool:
     """Whether a prompt is being run."""
     queue = getattr(instance(), "prompt_queue", None)

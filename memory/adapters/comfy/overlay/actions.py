@@ -20,7 +20,7 @@ from ....device import snapshot
 from ....errors import LowtideError
 from ....units import format_bytes, gb_to_bytes
 from .. import asking, deferred, prompt_server
-from . import events, fit, freeing, requests
+from . import events, fit, freeing, hub, requests
 from . import state as states
 from .routes import Reply
 
@@ -70,8 +70,9 @@ async def _unload(asked: requests.Unload) -> Reply:
 async def _next(asked: requests.Next) -> Reply:
     if asked.budget_gb is not None:
         await asyncio.to_thread(_check_budget, asked.budget_gb)
-    wanted = override.set_next(asked.level, asked.budget_gb)
-    return 200, {"next": wanted.to_dict()}
+    wanted = override.set_next(asked.level, asked.budget_gb).to_dict()
+    hub.send(events.NEXT, {"next": wanted})
+    return 200, {"next": wanted}
 
 
 async def _fit(asked: requests.Fit) -> Reply:

@@ -20,6 +20,7 @@ from .pulse import Pulse
 logger = logging.getLogger("lowtide")
 
 SAMPLE, MODELS, NODE, RUN = "lowtide.sample", "lowtide.models", "lowtide.node", "lowtide.run"
+NEXT = "lowtide.next"
 
 _state: dict[str, Any] = {"asked": False, "models": None}
 

@@ -54,7 +54,11 @@ async def reply_to(name: str, kind: str, read: Callable[[int], Awaitable[bytes |
     if kind != _JSON:
         return 415, {"error": f"send the request as {_JSON}"}
     most = LARGE if name == "fit" else SMALL
-    body = await read(most)
+    try:
+        body = await read(most)
+    except Exception as failure:  # aiohttp's own, which differ by version
+        logger.debug("the body of a request could not be read", exc_info=failure)
+        return 400, {"error": "the body cannot be read: its encoding or its chunks are broken"}
     if body is None:
         return 413, {"error": f"the request is too large; at most {most >> 10} kB are read"}
     from . import actions

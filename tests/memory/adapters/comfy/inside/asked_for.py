@@ -12,9 +12,9 @@ import torch
 from lowtide.memory import backend, override, session
 from lowtide.memory.adapters.comfy import deferred, executor
 from lowtide.memory.adapters.comfy.overlay import actions, freeing, inventory, ledger
-from overlay import GPU, MIB, MODELS, Watched, running
-from prompts import LOG, Node, go
+from prompts import LOG, MIB, MODELS, Node, go
 from small import load, patcher
+from watched import GPU, Watched, running
 
 import nodes
 

@@ -18,8 +18,8 @@ import torch
 from lowtide import NODE_CLASS_MAPPINGS
 from lowtide.memory.adapters.comfy import executor
 from lowtide.memory.adapters.comfy.patchers import restore_cast_flags
-from originals import changed, leftovers
-from subjects import accelerator, subject, unload, with_loras
+from subjects import accelerator, changed, subject, unload, with_loras
+from traces import leftovers
 
 import nodes
 

@@ -10,12 +10,12 @@ from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.units import GIB
 from lowtide.nodes.levels import MemoryLevelSelector
 from lowtide.nodes.optimize import OptimizePipeline
-from originals import changed, leftovers
 from subjects import (
     STRENGTHS,
     Picture,
     Subject,
     accelerator,
+    changed,
     picture,
     singly,
     stock,
@@ -23,6 +23,7 @@ from subjects import (
     unload,
     with_loras,
 )
+from traces import leftovers
 
 PROMPTS = 3
 _fp8: dict[tuple[str, int, int, bool], Picture] = {}

@@ -258,3 +258,25 @@ def unload() -> None:
 
 def _weights(patcher: Any) -> dict[str, torch.Tensor]:
     return {key: value.to("cpu", copy=True) for key, value in patcher.model.state_dict().items()}
+
+
+def changed(one: Subject) -> list[str]:
+    """Names of weights that are not, bit by bit, what was loaded."""
+    found = []
+    for part, patcher in one.parts().items():
+        now = patcher.model.state_dict()
+        before = one.before[part]
+        found += [f"{part}: {key} came or went" for key in before.keys() ^ now.keys()]
+        found += [
+            f"{part}: {key}"
+            for key in before.keys() & now.keys()
+            if before[key].dtype != now[key].dtype
+            or not torch.equal(_bits(before[key]), _bits(now[key].cpu()))
+        ]
+    return found
+
+
+def _bits(weight: torch.Tensor) -> torch.Tensor:
+    """A weight as whole numbers, which compare many times faster than half precision."""
+    raw = weight.contiguous().reshape(-1).view(torch.uint8)
+    return raw if raw.numel() % 8 else raw.view(torch.int64)
