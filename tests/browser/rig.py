@@ -209,7 +209,11 @@ class Told(Overlay):
 
     def restore(self) -> None:
         """Settings as they were, and no toast."""
-        self.js("() => app.extensionManager.toast.removeAll()")
+        close = """(toasts) => { const all = app.extensionManager.toast;
+          if (all.removeAll) return all.removeAll();
+          document.querySelectorAll(toasts).forEach((it) => it.querySelector('button')?.click());
+        }"""
+        self.js(close, TOASTS)
         for name, value in self._changed.items():
             super().setting(name, value)
         self._changed.clear()

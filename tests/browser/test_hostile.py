@@ -26,7 +26,7 @@ def hostile_state() -> dict[str, Any]:
         devices=[device(name=HOSTILE[0]), device(HOSTILE[3]), device("npu:2")],
         models=[
             *(model(name, kind=name, device=name) for name in HOSTILE),
-            *(model(name) for name in HOSTILE[4:6]),
+            *(model(name) for name in (HOSTILE[0], HOSTILE[6])),
         ],
         runs=[run(HOSTILE[0], spans, status=HOSTILE[0], attempts=[attempt])],
         receipts=[
