@@ -9,18 +9,16 @@ Nothing here knows ComfyUI: what does is in ``adapters/comfy``.
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import override
+from . import override, selection
 from .adjust import adjust, check_config
 from .automatic import resolve_level
-from .errors import BudgetError, ConfigError
-from .levels import MemoryOptimizationConfig, OptimizationLevel
+from .errors import ConfigError
+from .levels import CHOSEN_FOR_YOU, SELECTOR, MemoryOptimizationConfig, selected
 from .rescue import CHOICES
 from .settings import ATTENTION_KINDS
-from .units import format_bytes, gb_to_bytes
 
 if TYPE_CHECKING:
     from .device import DeviceSnapshot
@@ -36,6 +34,7 @@ __all__ = [
     "choose",
     "detection_fingerprint",
     "force_cleanup",
+    "level_names",
     "monitor",
     "open_to_the_browser",
     "optimize_native",
@@ -64,16 +63,26 @@ def choose(
     if rescue not in CHOICES:
         raise ConfigError(f"unknown rescue {rescue!r}; choose one of: {', '.join(CHOICES)}")
     level, budget_gb, instead = override.instead_of(level, budget_gb)
-    parsed = OptimizationLevel.parse(level)
+    parsed = selected(level)
     found = _detect()
-    budget = _budget(budget_gb, found)
-    if parsed is OptimizationLevel.AUTO:
-        config = MemoryOptimizationConfig.auto(found)
+    budget = selection.budget_of(budget_gb, found)
+    if parsed in CHOSEN_FOR_YOU:
+        config = MemoryOptimizationConfig.auto(found, requested_level=parsed)
     else:
         config = MemoryOptimizationConfig.from_level(parsed)
     config = config.replace(budget_bytes=budget, cleanup=cleanup)
-    said = [_describe(config, found), f"Rescue: {_RESCUES[rescue]}", *instead, *_device_notes()]
+    said = [
+        selection.describe(config, found),
+        f"Rescue: {_RESCUES[rescue]}",
+        *instead,
+        *_device_notes(),
+    ]
     return config, "\n".join(said)
+
+
+def level_names() -> list[str]:
+    """What the Memory Level Selector offers."""
+    return list(SELECTOR)
 
 
 def detection_fingerprint(level: str) -> str:
@@ -87,9 +96,8 @@ def detection_fingerprint(level: str) -> str:
     instead = f" {forced.text()}" if forced else ""
     try:
         found = _detect()
-        chosen, _, cpu_mode = resolve_level(
-            forced.level or level, found.total, unified=found.unified
-        )
+        asked = selected(forced.level or level)
+        chosen, _, cpu_mode = resolve_level(asked, found.total, unified=found.unified)
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}{instead}"
     return f"{found.device} {found.name} {found.total} {chosen.value} {cpu_mode}{instead}"
@@ -255,41 +263,3 @@ def _device_notes() -> list[str]:
     from .adapters.comfy import start_flags
 
     return [f"Note: {note}" for note in start_flags.device_notes()]
-
-
-def _budget(budget_gb: float, found: DeviceSnapshot) -> int | None:
-    if isinstance(budget_gb, bool) or not isinstance(budget_gb, (int, float)):
-        raise ConfigError(f"the budget {budget_gb!r} is no number; give GB, or 0 for no budget")
-    if not math.isfinite(budget_gb) or budget_gb < 0:
-        raise ConfigError(
-            f"a budget of {budget_gb} GB cannot be kept; give more than 0 GB, at most the "
-            f"{format_bytes(found.total)} of {found.device}, or 0 for no budget"
-        )
-    if budget_gb == 0:
-        return None
-    budget = gb_to_bytes(budget_gb)
-    if found.total is not None and budget > found.total:
-        raise BudgetError(
-            f"a budget of {format_bytes(budget)} is more than {found.device} has; give at most "
-            f"{format_bytes(found.total)}, or 0 for no budget"
-        )
-    if budget == 0:
-        raise ConfigError(
-            f"a budget of {budget_gb} GB is less than one byte; give more, or 0 for no budget"
-        )
-    return budget
-
-
-def _describe(config: MemoryOptimizationConfig, found: DeviceSnapshot) -> str:
-    budget = "none" if config.budget_bytes is None else format_bytes(config.budget_bytes)
-    shared = ", shared with the host" if found.unified else ""
-    others = found.reserved_by_others
-    lines = [
-        f"Device: {found.device} ({found.name}), {format_bytes(found.total)} in all{shared}, "
-        f"{format_bytes(found.free)} free"
-        + ("" if others is None else f", {format_bytes(others)} held by other programs"),
-        f"Level: {config.level.value} ({config.reason or 'chosen by hand'})",
-        f"Budget: {budget}",
-        f"Cleanup: {config.cleanup}",
-    ]
-    return "\n".join(lines)
