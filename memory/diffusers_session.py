@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from .adapters.generate import Request
-    from .adapters.pipeline_choice import Chosen
+    from .foresight import Chosen
     from .handles import PipelineHandle
     from .levels import MemoryOptimizationConfig
     from .planner.work import Work

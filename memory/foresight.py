@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import candidates, learning
 from .errors import BudgetError, LowtideError
@@ -82,6 +82,24 @@ class Settled:
         if self.config.vae_tile_size is not None:
             reason += f"; VAE tiles of {self.config.vae_tile_size} pixels"
         return f"{reason} (predicted in {self.seconds * 1000:.0f} ms)"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The configuration to apply to a model, by prediction or not.
+
+    Attributes:
+        notes: why, sentences for people.
+        stages: what a run is predicted to need; empty where that is not known.
+        predicted: whether predictions settled it.
+        prepare: records what was missing for that; for after the run. ``None``: nothing was.
+    """
+
+    config: MemoryOptimizationConfig
+    notes: list[str] = field(default_factory=list)
+    stages: list[Verified] = field(default_factory=list)
+    predicted: bool = False
+    prepare: Callable[[], None] | None = None
 
 
 def wants(config: MemoryOptimizationConfig) -> bool:
@@ -174,6 +192,13 @@ def expect(foreseen: Foreseen, history: Learned | None, *, whole: bool = False) 
             max(it.predicted or 0 for it in told),
         )
     return told
+
+
+def instead(config: MemoryOptimizationConfig, why: Unpredicted) -> str:
+    """A sentence about how it was settled without a prediction."""
+    if config.budget_bytes is not None:
+        return f"the budget of {format_bytes(config.budget_bytes)} is kept by estimate: {why}"
+    return f"chosen by the device's memory, not by prediction: {why}"
 
 
 def _fits(way: Foreseen, limit: int, history: Learned | None) -> bool:

@@ -114,6 +114,17 @@ class NativeResult:
     control_net: Any = None
 
 
+def plan_fingerprint(node_id: str | None) -> str:
+    """Changes when Optimize Pipeline, the node ``node_id``, would choose another level now."""
+    from .adapters import comfy
+
+    if not comfy.present():
+        return ""
+    from .adapters.comfy import plan_choice
+
+    return plan_choice.fingerprint(node_id)
+
+
 def optimize_native(
     config: MemoryOptimizationConfig,
     *,
@@ -121,10 +132,12 @@ def optimize_native(
     clip: Any = None,
     vae: Any = None,
     control_net: Any = None,
+    node_id: str | None = None,
 ) -> NativeResult:
     """Apply ``config`` to clones of ComfyUI's MODEL, CLIP, VAE and CONTROL_NET.
 
-    What is ``None`` stays so.
+    What is ``None`` stays so. ``node_id`` is the node that asks, whose place in the graph tells
+    what the models will be given.
 
     Raises:
         LowtideError: this process is no ComfyUI.
@@ -136,18 +149,25 @@ def optimize_native(
 
     comfy.require("Lowtide Optimize Pipeline")
     config = check_config(config)
-    from .adapters.comfy import apply, compatibility, executor
+    from .adapters.comfy import apply, compatibility, executor, plan_choice
+    from .backend import device_of
 
+    device = device_of(comfy.device())
+    apply.check_parts(model=model, clip=clip, vae=vae, control_net=control_net)
+    chosen = plan_choice.choose(
+        config, model=model, clip=clip, vae=vae, device=device, node=node_id
+    )
+    config = chosen.config
     executor.follow_policy(config)
     share = apply.divide(config, model=model, clip=clip, vae=vae, control_net=control_net)
-    notes = compatibility.notes(compatibility.parts_of(model, clip, vae))
+    notes = [*chosen.notes, *compatibility.notes(compatibility.parts_of(model, clip, vae))]
     entries: list[Any] = []
     model = apply.to_model(config, share, model, entries)
     control_net = apply.to_control_net(config, share, control_net, entries)
     clip = apply.to_clip(config, share, clip, entries)
     vae = apply.to_vae(config, share, vae, entries)
     apply.account_for_the_rest(config, entries)
-    report = OptimizationReport(config.level, str(comfy.device()), entries, notes)
+    report = OptimizationReport(config.level, str(device), entries, notes, chosen.stages)
     return NativeResult(model, clip, vae, report, control_net)
 
 

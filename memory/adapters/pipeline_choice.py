@@ -8,39 +8,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .. import backend, candidates, foresight, monitor_rows
 from ..errors import ConfigError
-from ..foresight import TooSlow, Unpredicted
+from ..foresight import Chosen, TooSlow, Unpredicted
 from ..levels import MemoryOptimizationConfig, OptimizationLevel
 from ..planner.work import Work
 from ..strategies import budget
-from ..units import format_bytes
-from ..verified import Verified
 from .diffusers import modules_of
 from .pipeline_plans import PipelineForesight
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The configuration to apply.
-
-    Attributes:
-        notes: why, sentences for people.
-        stages: what a run is predicted to need; empty where that is not known.
-        predicted: whether predictions settled it.
-        prepare: records what was missing for that; for after the run. ``None``: nothing was.
-    """
-
-    config: MemoryOptimizationConfig
-    notes: list[str] = field(default_factory=list)
-    stages: list[Verified] = field(default_factory=list)
-    predicted: bool = False
-    prepare: Callable[[], None] | None = None
 
 
 def usual(pipe: Any, parts: Mapping[str, torch.nn.Module]) -> Work:
@@ -73,13 +53,13 @@ def choose(
     try:
         foresee = PipelineForesight(pipe, asked, device)
     except Unpredicted as why:
-        return _estimated(config, pipe, parts, work, [_instead(config, why)])
+        return _estimated(config, pipe, parts, work, [foresight.instead(config, why)])
     try:
         settled = foresight.settle(
             config, foresee, free=usable(device), size=(asked.height, asked.width)
         )
     except Unpredicted as why:
-        found = _estimated(config, pipe, parts, work, [_instead(config, why)])
+        found = _estimated(config, pipe, parts, work, [foresight.instead(config, why)])
         if not isinstance(why, TooSlow):
             return found
         levels = lambda: candidates.levels_from(config)  # noqa: E731
@@ -137,12 +117,6 @@ def _estimated(
     found, note = budget.fit(config, pipe, parts, edge=edge, images=images)
     first = [found.reason] if found.reason else []
     return Chosen(found, [*first, *notes, *([note] if note else [])])
-
-
-def _instead(config: MemoryOptimizationConfig, why: Unpredicted) -> str:
-    if config.budget_bytes is not None:
-        return f"the budget of {format_bytes(config.budget_bytes)} is kept by estimate: {why}"
-    return f"chosen by the device's memory, not by prediction: {why}"
 
 
 def _preparing(

@@ -10,6 +10,7 @@ import torch
 
 from ..device import snapshot
 from ..errors import ConfigError, TargetError
+from ..foresight import Chosen
 from ..levels import MemoryOptimizationConfig
 from ..planner.work import Work
 from ..stages import DECODING, DENOISING, TEXT_ENCODING, stage_of
@@ -36,7 +37,7 @@ from .diffusers import (
     require_pipeline,
     restore_offload,
 )
-from .pipeline_choice import Chosen, choose, ran_out
+from .pipeline_choice import choose, ran_out
 
 __all__ = ["apply_all", "modules_of", "ran_out", "require_pipeline", "settle"]
 
