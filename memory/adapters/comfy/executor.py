@@ -169,7 +169,7 @@ def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
             between.after_run(_noting(prompt), always=prompt.always, config=prompt.config)
         finally:
             prompt.end(_ENDS[event], data)
-            plan_choice.after_prompt()
+            plan_choice.after_prompt(event == "execution_success")
 
 
 def _follow(executor: Any, cached: tuple[str, ...]) -> None:

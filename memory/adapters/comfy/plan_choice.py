@@ -8,6 +8,8 @@ be predicted by now.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import threading
 from collections import OrderedDict
@@ -37,9 +39,15 @@ _PAGED = "ComfyUI's DynamicVRAM places the weights itself, page by page"
 
 @dataclass
 class _Decision:
-    """What a node was given last; ``foreseen`` is ``None`` where it was not predicted."""
+    """What a node was given last.
 
-    config: MemoryOptimizationConfig
+    Attributes:
+        config: as it was asked for; ``None`` = a level by name, which nothing changes.
+        foreseen: ``None`` where it was not predicted.
+        turn: how often it had to be asked again.
+    """
+
+    config: MemoryOptimizationConfig | None
     run: runs.Run | None
     level: str
     foreseen: Foreseen | None
@@ -50,6 +58,8 @@ class _Decision:
 
 _lock = threading.Lock()
 _decisions: OrderedDict[str, _Decision] = OrderedDict()
+_ran: dict[str, str | None] = {"whole": None}
+"""The name of the last graph, if it ran to its end."""
 _pending: dict[str, Callable[[], None]] = {}
 
 
@@ -72,9 +82,11 @@ def choose(
             setting made by hand.
     """
     wanted = foresight.wants(config)
+    fastest = config.requested_level is OptimizationLevel.FASTEST and device.type != "cpu"
+    if node is not None and not fastest:
+        _remember(node, None, None, None)
     if device.type == "cpu" or (config.level is OptimizationLevel.NONE and not wanted):
         return Chosen(config)
-    fastest = config.requested_level is OptimizationLevel.FASTEST
     run = runs.current(node)
     foresee: LoadedForesight | None = None
     foreseen: Foreseen | None = None
@@ -108,8 +120,14 @@ def fingerprint(node: str | None) -> str:
     try:
         with _lock:
             known = _decisions.get(node or "")
-        if known is None:
-            return "0"
+        if known is None or known.config is None:
+            return "0" if known is None else str(known.turn)
+        named = _name(runs.graph())
+        with _lock:
+            unchanged = named == _ran["whole"]
+        # A graph that ran to its end and comes again runs nothing, whatever could be chosen now.
+        if unchanged:
+            return str(known.turn)
         if _is_out(known, runs.current(node)):
             with _lock:
                 known.turn += 1
@@ -119,9 +137,17 @@ def fingerprint(node: str | None) -> str:
         return "0"
 
 
-def after_prompt() -> None:
-    """The prompt is over: what could not be predicted in it is prepared for the next one."""
+def after_prompt(done: bool) -> None:
+    """The prompt is over: what could not be predicted in it is prepared for the next one.
+
+    Args:
+        done: whether it ran to its end.
+    """
     with _lock:
+        chosen = any(known.config is not None for known in _decisions.values())
+    named = _name(runs.graph()) if done and chosen else None
+    with _lock:
+        _ran["whole"] = named
         pending = dict(_pending)
         _pending.clear()
     for node, prepare in pending.items():
@@ -133,7 +159,20 @@ def forget() -> None:
     with _lock:
         _decisions.clear()
         _pending.clear()
+        _ran["whole"] = None
     foretold.forget()
+
+
+def _name(graph: Any) -> str | None:
+    """A name for all that a graph says; what ComfyUI notes in it meanwhile left out."""
+    if graph is None:
+        return None
+    said = {
+        node: {key: value for key, value in found.items() if key in ("class_type", "inputs")}
+        for node, found in graph.get_original_prompt().items()
+    }
+    text = json.dumps(said, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def usable(device: torch.device) -> int | None:
@@ -168,14 +207,15 @@ def _foretell(foreseen: Foreseen) -> list[Verified]:
 
 def _remember(
     node: str,
-    config: MemoryOptimizationConfig,
+    config: MemoryOptimizationConfig | None,
     run: runs.Run | None,
     foreseen: Foreseen | None,
 ) -> None:
     with _lock:
         before = _decisions.pop(node, None)
         turn = 0 if before is None else before.turn
-        level = (config if foreseen is None else foreseen.config).level.value
+        chosen = config if foreseen is None else foreseen.config
+        level = "" if chosen is None else chosen.level.value
         _decisions[node] = _Decision(config, run, level, foreseen, turn)
         while len(_decisions) > MOST_NODES:
             _decisions.popitem(last=False)
@@ -183,6 +223,7 @@ def _remember(
 
 def _is_out(known: _Decision, run: runs.Run | None) -> bool:
     """Whether a decision no longer holds."""
+    assert known.config is not None
     if run != known.run:
         return True
     free = _free_now()

@@ -38,14 +38,19 @@ def run_of(graph: Any, node: str) -> Run | None:
     )
 
 
-def current(node: str | None) -> Run | None:
-    """As ``run_of``, in the graph that is running or about to."""
+def graph() -> Any:
+    """ComfyUI's ``DynamicPrompt`` that is running, is about to, or ran last."""
     from comfy_execution.progress import get_progress_state
 
-    graph = getattr(get_progress_state(), "dynprompt", None)
-    if graph is None or node is None or not graph.has_node(node):
+    return getattr(get_progress_state(), "dynprompt", None)
+
+
+def current(node: str | None) -> Run | None:
+    """As ``run_of``, in that graph."""
+    found = graph()
+    if found is None or node is None or not found.has_node(node):
         return None
-    return run_of(graph, node)
+    return run_of(found, node)
 
 
 def _downstream(graph: Any, node: str) -> list[str]:

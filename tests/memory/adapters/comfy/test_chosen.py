@@ -28,7 +28,7 @@ def verified(after: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_auto_is_predicted_from_the_second_prompt_on(installation: Any) -> None:
-    cold, known, same, other = ask(installation, "prompts", family="sd15")
+    cold, known, same, seed, other, named, again = ask(installation, "prompts", family="sd15")
     assert (
         "chosen by the device's memory, not by prediction: it has not been traced" in cold["text"]
     )
@@ -48,7 +48,10 @@ def test_auto_is_predicted_from_the_second_prompt_on(installation: Any) -> None:
     foretold = [row for row in known["rows"] if row[3] is not None]
     assert {row[0] for row in foretold} == STAGES and {row[1] for row in foretold} == {"none"}
     assert not same["optimised"] and not same["sampled"], "nothing changed: all of it is cached"
+    assert seed["sampled"] and not seed["optimised"], "what was chosen still fits"
     assert other["optimised"], "another size is another question"
+    assert named["text"].startswith("Level balanced on ") and "fastest" not in named["text"]
+    assert not again["optimised"] and not again["sampled"]
 
 
 def test_a_level_that_ran_out_is_not_chosen_again(installation: Any) -> None:

@@ -81,12 +81,15 @@ def _after() -> dict[str, Any]:
 
 
 def prompts(family: str) -> list[dict[str, Any]]:
-    """The same prompt at auto four times: cold, known, unchanged, and at another size."""
+    """Prompts at auto: cold, known, unchanged, with another seed, at another size, by name."""
     _begin()
     one, found = runner(), []
     with _listening():
-        for edge, seed in ((64, 1), (64, 2), (64, 2), (96, 3)):
+        for edge, seed in ((64, 1), (64, 2), (64, 2), (64, 3), (96, 4)):
             done(one, _edge(_graph("auto", cleanup="pressure", seed=seed, family=family), edge))
+            found.append(_after())
+        for _ in range(2):
+            done(one, _graph("balanced", cleanup="pressure", family=family))
             found.append(_after())
     return found
 
