@@ -12,7 +12,12 @@ from typing import Any
 
 from ..memory.adapters.quiet import silence_libraries
 from ..memory.errors import ConfigError
-from ..memory.levels import MemoryOptimizationConfig, OptimizationLevel
+from ..memory.levels import (
+    CHOSEN_FOR_YOU,
+    SELECTOR,
+    MemoryOptimizationConfig,
+    OptimizationLevel,
+)
 from ..memory.units import gb_to_bytes
 from .child import command
 
@@ -152,8 +157,8 @@ def _in_comfyui(folder: Path, arguments: list[str]) -> int:
 def _level(asked: str | None) -> str:
     if asked is None:
         return "none"
-    level = OptimizationLevel.parse(asked)
-    if level is OptimizationLevel.AUTO:
+    level = SELECTOR[asked] if asked in SELECTOR else OptimizationLevel.parse(asked)
+    if level in CHOSEN_FOR_YOU:
         return MemoryOptimizationConfig.auto().level.value
     return level.value
 

@@ -1,10 +1,13 @@
-"""AUTO: which level a device's memory calls for. No torch here, as in ``levels.py``."""
+"""AUTO: which level a device's memory calls for. No torch here, as in ``levels.py``.
+
+FASTEST begins as AUTO's level and stays there where nothing can be predicted.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .levels import OptimizationLevel, chosen_by_hand
+from .levels import CHOSEN_FOR_YOU, OptimizationLevel, chosen_by_hand
 from .units import GIB, format_bytes
 
 
@@ -37,13 +40,15 @@ def resolve_level(
 ) -> tuple[OptimizationLevel, str, bool]:
     """Settle AUTO against a device of ``total_bytes``: (level, reason to show, CPU mode).
 
+    FASTEST begins as the same.
+
     Below 4 GB: ULTRA with CPU mode. Below 6: ULTRA. Below 8: AGGRESSIVE. Below 12: BALANCED.
     Else NONE. ``total_bytes`` is what the device may use: for unified memory the share the
     system leaves to it, which the probe settles. An unknown size gives BALANCED: images stay as
     they are and peaks fall, and the reason says that nothing was measured.
     """
     asked = OptimizationLevel.parse(level)
-    if asked is not OptimizationLevel.AUTO:
+    if asked not in CHOSEN_FOR_YOU:
         return asked, chosen_by_hand(asked), False
     if total_bytes is None:
         reason = (

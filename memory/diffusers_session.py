@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from . import foresight, verified
 from .adjust import check_config
+from .candidates import same_effect
 from .errors import TargetError
+from .later import planning
 from .units import format_bytes
 
 if TYPE_CHECKING:
     import torch
 
     from .adapters.generate import Request
+    from .foresight import Chosen
     from .handles import PipelineHandle
     from .levels import MemoryOptimizationConfig
+    from .planner.work import Work
 
 logger = logging.getLogger("lowtide")
 
@@ -103,17 +107,26 @@ def generate(
     handle = _handle(pipeline)
     request = Request(prompt, negative, width, height, steps, guidance, seed, batch_size)
     check(handle.pipeline, request)
-    config = _fitted(handle, request)
-    _make_room(handle, config, request)
-    with _watched(handle, config):
-        _bring_under(handle, config)
-        try:
-            shape = (request.batch_size, request.height, request.width)
-            with MemoryMonitor(handle.optimizer, False, device=handle.device, images=shape):
-                images = run(handle.pipeline, request, progress_for(handle.pipeline, request))
-        except BaseException as error:  # an interrupt of ComfyUI's is no Exception
-            handle.loaded.settle(config, handle.device, error)
-            raise
+    chosen = _fitted(handle, request)
+    config = chosen.config
+    _make_room(handle, chosen, request)
+    shape = (request.batch_size, request.height, request.width)
+    monitor = None
+    try:
+        with _watched(handle, config):
+            _bring_under(handle, config, _work(request))
+            try:
+                monitor = MemoryMonitor(handle.optimizer, False, device=handle.device, images=shape)
+                with monitor:
+                    images = run(handle.pipeline, request, progress_for(handle.pipeline, request))
+            except BaseException as error:  # an interrupt of ComfyUI's is no Exception
+                handle.loaded.settle(config, handle.device, error)
+                raise
+    finally:
+        if monitor is not None:
+            verified.note(handle.loaded.name, monitor.verified, config.budget_bytes)
+        if chosen.prepare is not None:
+            planning.do(f"{handle.loaded.name} {request.width} {request.height}", chosen.prepare)
     handle.loaded.settle(config, handle.device)
     return images
 
@@ -130,39 +143,49 @@ def _handle(pipeline: Any) -> PipelineHandle:
 
 
 def _edge(request: Request) -> int:
-    """The edge of a square image of the request's area."""
-    return math.isqrt(request.width * request.height - 1) + 1
+    from .strategies.budget import edge_of_area
+
+    return edge_of_area(request.width, request.height)
 
 
-def _fitted(handle: PipelineHandle, request: Request) -> MemoryOptimizationConfig:
-    """The handle's configuration, raised as far as its budget needs for this size and batch."""
+def _work(request: Request) -> Work:
+    from .planner.work import Work
+
+    size = request.width, request.height
+    guided = request.guidance > 1
+    return Work(*size, batch=request.batch_size, steps=request.steps, guided=guided)
+
+
+def _fitted(handle: PipelineHandle, request: Request) -> Chosen:
+    """The handle's configuration settled for this size and batch: FASTEST, and a budget."""
     from .adapters.diffusers import modules_of
-    from .strategies import budget
+    from .adapters.pipeline_choice import choose
+    from .backend import device_of
 
-    parts = modules_of(handle.pipeline)
-    config, note = budget.fit(
-        handle.config, handle.pipeline, parts, edge=_edge(request), images=request.batch_size
-    )
-    if note is not None:
+    pipeline, work = handle.pipeline, _work(request)
+    chosen = choose(handle.config, pipeline, modules_of(pipeline), device_of(handle.device), work)
+    for note in chosen.notes if foresight.wants(handle.config) else ():
         logger.info("%s x %s pixels: %s", request.width, request.height, note)
-    return config
+    return chosen
 
 
-def _bring_under(handle: PipelineHandle, config: MemoryOptimizationConfig) -> None:
-    """Bring the pipeline under ``config``, whose budget has been settled for the request.
+def _bring_under(handle: PipelineHandle, config: MemoryOptimizationConfig, work: Work) -> None:
+    """Bring the pipeline under ``config``, which has been settled for the request.
 
-    Without that budget: the optimizer would settle it anew, for the pipeline's default size.
+    As if it had been chosen by hand: the optimizer would settle it anew, for the pipeline's default
+    size.
     """
     from .backend import device_of
 
     current = handle.optimizer
+    settled = config.replace(budget_bytes=None, requested_level=config.level)
     if (
         current is not None
         and current.device == device_of(handle.device)
-        and current.config.to_dict() == config.to_dict()
+        and same_effect(current.config.replace(budget_bytes=None), settled)
     ):
         return
-    handle.loaded.apply(config.replace(budget_bytes=None), handle.device)
+    handle.loaded.apply(settled, handle.device, work)
 
 
 @contextmanager
@@ -188,8 +211,9 @@ def _watched(handle: PipelineHandle, config: MemoryOptimizationConfig) -> Iterat
             )
 
 
-def _make_room(handle: PipelineHandle, config: MemoryOptimizationConfig, request: Request) -> None:
+def _make_room(handle: PipelineHandle, chosen: Chosen, request: Request) -> None:
     """Have other models leave the device where this run needs the room: ComfyUI's, then ours."""
+    config = chosen.config
     from .adapters import comfy
     from .adapters.pipelines_loader import bytes_wanted
 
@@ -199,12 +223,10 @@ def _make_room(handle: PipelineHandle, config: MemoryOptimizationConfig, request
         freed = make_room(bytes_wanted(handle.pipeline, config.offload))
         if freed:
             logger.info("ComfyUI gave back %s for a diffusers pipeline", format_bytes(freed))
-    _release_idle_pipelines(handle, config, request)
+    _release_idle_pipelines(handle, chosen, request)
 
 
-def _release_idle_pipelines(
-    handle: PipelineHandle, config: MemoryOptimizationConfig, request: Request
-) -> None:
+def _release_idle_pipelines(handle: PipelineHandle, chosen: Chosen, request: Request) -> None:
     from .adapters.diffusers import modules_of
     from .backend import device_of
     from .handles import live_pipelines
@@ -213,13 +235,13 @@ def _release_idle_pipelines(
     device = device_of(handle.device)
     if device.type == "cpu":
         return
-    need = budget.estimate(
-        config,
-        handle.pipeline,
-        modules_of(handle.pipeline),
-        edge=_edge(request),
-        images=request.batch_size,
-    ).total
+    config = chosen.config
+    predicted = [stage.predicted for stage in chosen.stages if stage.predicted is not None]
+    need = max(predicted, default=0)
+    if not need:
+        parts = modules_of(handle.pipeline)
+        edge, images = _edge(request), request.batch_size
+        need = budget.estimate(config, handle.pipeline, parts, edge=edge, images=images).total
     wanted = need + need // _MARGIN
     for other in live_pipelines():
         held = 0 if other.pipeline is handle.pipeline else other.on_device(device)

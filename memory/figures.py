@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import backend
+from . import backend, verified
 from .adapters import comfy
 from .device import snapshot
 from .host import host_snapshot
@@ -17,7 +17,8 @@ def read() -> tuple[str, dict[str, Any]]:
     Figures: device, allocated, reserved, free, total, reserved_by_others, pages (what allocated
     and reserved have of DynamicVRAM's pages, which torch does not count), peak (highest allocated
     since the prompt began, without pages; outside ComfyUI since torch's counters were reset),
-    host_total, host_available, host_rss, and models, a list of name, device, on_device and size.
+    host_total, host_available, host_rss, models, a list of name, device, on_device and size, and
+    runs: what the models that have run were predicted to need and needed, stage by stage.
     """
     pages = comfy.outside_torch()
     found = snapshot(comfy.device()).counting(pages)
@@ -35,6 +36,7 @@ def read() -> tuple[str, dict[str, Any]]:
         "host_available": host.available,
         "host_rss": host.process_rss,
         "models": _models(found.device),
+        "runs": [run.to_dict() for run in verified.runs()],
     }
     return _text(figures, found.name), figures
 
@@ -91,4 +93,6 @@ def _text(figures: dict[str, Any], name: str) -> str:
         f"on {m['device']}"
         for m in models
     ]
+    told = verified.of_runs(verified.runs())
+    lines += ["Predicted and measured:", *told] if told else []
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from .tensors import device_bytes
 
 if TYPE_CHECKING:
     from .optimizer import MemoryOptimizer
+    from .planner.work import Work
 
 _live: weakref.WeakSet[LoadedPipeline] = weakref.WeakSet()
 
@@ -44,18 +45,24 @@ class LoadedPipeline:
         """Bytes the pipeline holds on ``device``."""
         return sum(device_bytes(part, device) for _, part in parts_of(self.pipeline))
 
-    def apply(self, config: MemoryOptimizationConfig, device: Any = None) -> MemoryOptimizer:
-        """Apply ``config``, undoing what was applied before; nothing if it is in force already."""
+    def apply(
+        self, config: MemoryOptimizationConfig, device: Any = None, work: Work | None = None
+    ) -> MemoryOptimizer:
+        """Apply ``config``, undoing what was applied before; nothing if it is in force already.
+
+        Args:
+            work: the run to apply it for, as ``MemoryOptimizer.optimize_pipeline`` takes it.
+        """
         from .optimizer import MemoryOptimizer
 
         key = (config.to_dict(), str(device))
         if self.optimizer is not None:
             if self._key == key:
-                self.optimizer.optimize_pipeline(self.pipeline)
+                self.optimizer.optimize_pipeline(self.pipeline, work)
                 return self.optimizer
             self.undo()
         optimizer = MemoryOptimizer(config.replace(), device=device)
-        optimizer.optimize_pipeline(self.pipeline)
+        optimizer.optimize_pipeline(self.pipeline, work)
         self.optimizer, self._key = optimizer, key
         return optimizer
 

@@ -30,7 +30,10 @@ MOST_WAITING = 1_000
 LISTED = 100
 """Lines of a summary."""
 
-_LEVEL_ROWS = 200
+MODEL_ROWS = 1_000
+"""Of one model, the latest that a decision looks at."""
+
+LEVEL_ROWS = 200
 _T = TypeVar("_T")
 
 
@@ -101,11 +104,17 @@ class History:
             free: what the process could use of the device now, in bytes: free, or held by itself.
             stage: look at this stage only.
         """
-        rows = self._both(lambda table: table.of_level(key, level, _LEVEL_ROWS))
+        rows = self._both(lambda table: table.of_level(key, level, LEVEL_ROWS))
         rows.sort(key=lambda row: row.at, reverse=True)
         if stage is not None:
             rows = [row for row in rows if row.stage == stage]
         return corrections.verdict(rows, key.size, free)
+
+    def of_model(self, gpu: str, model: str, limit: int = MODEL_ROWS) -> list[Row]:
+        """The latest rows of a model, the latest first; see :class:`.recall.Recall`."""
+        rows = self._both(lambda table: table.of_model(gpu, model, limit))
+        rows.sort(key=lambda row: row.at, reverse=True)
+        return rows[:limit]
 
     def summary(self, limit: int = LISTED) -> dict[str, Any]:
         """What is kept, as plain JSON values: counts, and the latest ``limit`` kinds of runs."""

@@ -144,6 +144,10 @@ class Table:
         found = (key.gpu, key.model, stage, key.shapes, key.plan)
         return self._rows(where, found, "id DESC", limit)
 
+    def of_model(self, gpu: str, model: str, limit: int) -> list[Row]:
+        """The latest rows of a model, of any stage, shapes and plan."""
+        return self._rows("gpu = ? AND model = ?", (gpu, model), "id DESC", limit)
+
     def of_level(self, key: Key, level: str, limit: int) -> list[Row]:
         """The latest rows of a model at a level, of any shapes, that fit or did not."""
         where = "gpu = ? AND model = ? AND level = ? AND outcome IN (?, ?)"

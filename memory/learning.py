@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from . import stores
@@ -32,6 +33,16 @@ MOST_EXPECTED = 256
 """Predictions remembered until the run they were made for; the oldest go first."""
 
 _EXIT_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A prediction of a stage: bytes and seconds before any correction, and the bytes after it."""
+
+    peak: int | None = None
+    seconds: float | None = None
+    corrected: int | None = None
+
 
 Rows = Callable[[], Sequence[Row]]
 """What makes a run's rows, on the writer's thread. It must hold figures and names only."""
@@ -98,7 +109,7 @@ def _write(rows: Rows) -> None:
 _writer = _Writer()
 _histories: dict[str, History] = {}
 _histories_lock = threading.Lock()
-_expected: OrderedDict[tuple[Key, str], tuple[int | None, float | None]] = OrderedDict()
+_expected: OrderedDict[tuple[Key, str], Expected] = OrderedDict()
 _expected_lock = threading.Lock()
 
 
@@ -141,23 +152,36 @@ def flush(seconds: float = 5.0) -> bool:
     return _writer.flush(seconds)
 
 
-def expect(key: Key, stage: str, peak: int | None, seconds: float | None = None) -> None:
+def expect(
+    key: Key,
+    stage: str,
+    peak: int | None,
+    seconds: float | None = None,
+    corrected: int | None = None,
+) -> None:
     """Remember a prediction, before any correction, for the row of the run it was made for.
 
     Args:
         peak: bytes of torch's allocator. seconds: wall time of the stage.
+        corrected: what people were told the peak would be; ``None`` = ``peak``.
     """
     with _expected_lock:
         _expected.pop((key, stage), None)
-        _expected[key, stage] = (peak, seconds)
+        _expected[key, stage] = Expected(peak, seconds, peak if corrected is None else corrected)
         while len(_expected) > MOST_EXPECTED:
             _expected.popitem(last=False)
 
 
 def expected(key: Key, stage: str) -> tuple[int | None, float | None]:
     """The latest prediction of a stage: bytes and seconds, ``None`` where there is none."""
+    found = foretold(key, stage)
+    return found.peak, found.seconds
+
+
+def foretold(key: Key, stage: str) -> Expected:
+    """The latest prediction of a stage, with what people were told."""
     with _expected_lock:
-        return _expected.get((key, stage), (None, None))
+        return _expected.get((key, stage), Expected())
 
 
 def summary() -> dict[str, Any]:

@@ -9,47 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
+from .level import CHOSEN_FOR_YOU, SELECTOR, OptimizationLevel, chosen_by_hand, selected
 from .settings import canonical, check_combinations, check_field, check_known
 
 if TYPE_CHECKING:
     from .device import DeviceSnapshot
 
-
-class OptimizationLevel(str, Enum):
-    """How much speed is given for how much memory."""
-
-    AUTO = "auto"
-    NONE = "none"
-    BALANCED = "balanced"
-    AGGRESSIVE = "aggressive"
-    ULTRA = "ultra"
-
-    @classmethod
-    def parse(cls, value: str | OptimizationLevel) -> OptimizationLevel:
-        """The level of that name, in any case.
-
-        Raises:
-            ConfigError: there is no such level; the message lists the choices.
-        """
-        if isinstance(value, cls):
-            return value
-        if isinstance(value, str):
-            try:
-                return cls(value.strip().lower())
-            except ValueError:
-                pass
-        choices = ", ".join(level.value for level in cls)
-        raise ConfigError(f"unknown level {value!r}; choose one of: {choices}")
-
-
-def chosen_by_hand(level: OptimizationLevel) -> str:
-    """The reason of a configuration nobody chose but the user."""
-    return f"{level.value} was chosen by hand"
-
+__all__ = [
+    "CHOSEN_FOR_YOU",
+    "FIELD_NAMES",
+    "SELECTOR",
+    "MemoryOptimizationConfig",
+    "OptimizationLevel",
+    "chosen_by_hand",
+    "selected",
+]
 
 TILE_LIMIT_BALANCED = 512
 TILE_LIMIT_SMALL = 256
@@ -64,7 +41,8 @@ class MemoryOptimizationConfig:
     Attributes:
         level: the preset this began as. Fixed after construction: a label that can be changed
             without changing what it stands for would lie. Use :meth:`from_level`.
-        requested_level: what was asked for; ``auto`` where AUTO was resolved.
+        requested_level: what was asked for; ``auto`` where AUTO was resolved, ``fastest`` where the
+            level is settled again by whoever applies the configuration.
         reason: why that level, one sentence.
         offload: ``component`` moves whole components to the device for their turn, ``sequential``
             one leaf module after the other, ``group`` leaves or blocks with prefetch.
@@ -153,10 +131,10 @@ class MemoryOptimizationConfig:
         ):
             value = OptimizationLevel.parse(value)
         if name == "level":
-            if value is OptimizationLevel.AUTO:
+            if value in CHOSEN_FOR_YOU:
                 raise ConfigError(
-                    "`level` of a configuration can't stay auto; "
-                    "MemoryOptimizationConfig.auto() or from_level('auto') resolve it"
+                    f"`level` of a configuration can't stay {value.value}; "
+                    f"MemoryOptimizationConfig.auto() or from_level({value.value!r}) resolve it"
                 )
             if self.__dict__.get("level", value) is not value:
                 raise ConfigError(
@@ -173,14 +151,15 @@ class MemoryOptimizationConfig:
     ) -> MemoryOptimizationConfig:
         """The preset of ``level`` with ``overrides`` on top, validated.
 
-        AUTO looks at the best device there is (:meth:`auto`).
+        AUTO looks at the best device there is (:meth:`auto`), and so does FASTEST until it is
+        applied.
 
         Raises:
             ConfigError: unknown level or field, a value out of range, an impossible combination.
         """
         parsed = OptimizationLevel.parse(level)
-        if parsed is OptimizationLevel.AUTO:
-            return cls.auto(**overrides)
+        if parsed in CHOSEN_FOR_YOU:
+            return cls.auto(**{"requested_level": parsed, **overrides})
         values = {"level": parsed, "reason": chosen_by_hand(parsed), **_PRESETS[parsed]}
         return cls.from_dict({**values, **overrides})
 

@@ -23,6 +23,7 @@ from .receipt import Receipt
 from .stages import StageHooks
 from .targets import is_device, is_optimizer, is_pipeline, pipeline_of
 from .units import bytes_to_gb, format_bytes
+from .verified import Verified
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class MemoryMonitor:
         stages: stage -> :class:`StagePeak`, for the stages that ran.
         left_allocated, left_reserved: bytes on the device after the block and its release.
         seconds: wall time of the block.
+        verified: for an optimizer, each stage's peak beside what was predicted of it.
         receipt: what the release on exit gave back.
 
     Raises:
@@ -91,6 +93,7 @@ class MemoryMonitor:
         self.left_allocated: int | None = None
         self.left_reserved: int | None = None
         self.stages: dict[str, StagePeak] = {}
+        self.verified: list[Verified] = []
         self.seconds = 0.0
         self.receipt: Receipt | None = None
         self._window: PeakWindow | None = None
@@ -102,7 +105,7 @@ class MemoryMonitor:
         if self._window is not None:
             raise TargetError("this monitor is already running; make another one to nest them")
         pipeline = None if is_device(self._target) else pipeline_of(self._target)
-        self.stages, self.receipt = {}, None
+        self.stages, self.verified, self.receipt = {}, [], None
         self._window = PeakWindow(self.device)
         self._started = time.perf_counter()
         if pipeline is not None:
@@ -126,7 +129,13 @@ class MemoryMonitor:
             self._take(self._window.close())
             self._window = None
         if hooks is not None:
-            keep(self, self._target, error or failure, images=self._images, latents=hooks.latents)
+            told = keep(
+                self, self._target, error or failure, images=self._images, latents=hooks.latents
+            )
+            self.verified = told
+            after = getattr(self._target, "after_run", None)
+            if after is not None:
+                after(told)
         if self._release_on_exit:
             held = () if self._target is None or is_device(self._target) else (self._target,)
             self.receipt = release(*held, device=self.device, error=error)
@@ -158,6 +167,7 @@ class MemoryMonitor:
             "peak_reserved": self.peak_reserved,
             "peak_host": self.peak_host,
             "stages": {name: asdict(peak) for name, peak in self.stages.items()},
+            "verified": [it.to_dict() for it in self.verified],
             "left_allocated": self.left_allocated,
             "left_reserved": self.left_reserved,
             "seconds": self.seconds,
@@ -173,11 +183,11 @@ class MemoryMonitor:
                 f"Peak on {self.device}: {format_bytes(self.peak_allocated)} allocated, "
                 f"{format_bytes(self.peak_reserved)} reserved"
             ]
+        told = {it.stage: it for it in self.verified}
         for name, peak in self.stages.items():
             figure = peak.host if self.device.type == "cpu" else peak.allocated
-            lines.append(
-                f"  {name.replace('_', ' ')}: {format_bytes(figure)}, {peak.seconds:.2f} s"
-            )
+            line = f"  {name.replace('_', ' ')}: {format_bytes(figure)}, {peak.seconds:.2f} s"
+            lines.append(line + (told[name].beside() if name in told else ""))
         if self.device.type != "cpu":
             lines.append(
                 f"  left: {format_bytes(self.left_allocated)} allocated, "

@@ -14,18 +14,19 @@ import torch
 
 from . import backend, learning
 from .device import snapshot
+from .foresight import WHOLE
 from .history_rows import FAILED, FITS, INTERRUPTED, OUT_OF_MEMORY, Key, Row
+from .levels import MemoryOptimizationConfig
 from .rescue import is_out_of_memory
-from .run_key import gpu_name, pipeline_name, plan_name, positions
+from .run_key import pipeline_key, positions
+from .stage_names import DENOISING
 from .targets import is_optimizer, parts_of, pipeline_of
+from .verified import Verified
 
 if TYPE_CHECKING:
     from .monitor import MemoryMonitor
 
 logger = logging.getLogger("lowtide")
-
-WHOLE = "all"
-"""The stage that stands for the whole run."""
 
 
 def keep(
@@ -35,8 +36,10 @@ def keep(
     *,
     images: tuple[int, int, int] | None,
     latents: Sequence[int] | None,
-) -> None:
+) -> list[Verified]:
     """Hand a finished block's figures to the history; never raises.
+
+    Returns what was foretold of its stages beside what was measured.
 
     Args:
         images: (count, height, width) in pixels; ``None`` = by ``latents``.
@@ -44,23 +47,47 @@ def keep(
     """
     try:
         pipeline = pipeline_of(target)
-        if not is_optimizer(target) or pipeline is None or not learning.active():
-            return
+        images = images or (None if pipeline is None else _images(pipeline, latents))
+        if not is_optimizer(target) or pipeline is None or images is None:
+            return []
         config = target.config
-        if not config.history:
-            return
-        images = images or _images(pipeline, latents)
-        if images is None:
-            return
-        key = _key(pipeline, plan_name(config), monitor.device, images)
+        key = _key(pipeline, config, monitor.device, images)
         level, ended = config.level.value, _outcome(error)
         figures = {name: (it.allocated, it.reserved, it.seconds) for name, it in _stages(monitor)}
-        info = backend.mem_get_info(monitor.device) if monitor.device.type != "cpu" else None
-        free = None if info is None else info[0] + (backend.reserved(monitor.device) or 0)
-        now = time.time()
-        learning.log(lambda: _rows(key, level, ended, figures, free, now))
+        if config.history and learning.active():
+            info = backend.mem_get_info(monitor.device) if monitor.device.type != "cpu" else None
+            free = None if info is None else info[0] + (backend.reserved(monitor.device) or 0)
+            now = time.time()
+            learning.log(lambda: _rows(key, level, ended, figures, free, now))
+        return [
+            Verified(name, learning.foretold(key, name).corrected, figures[name][0])
+            for name in monitor.stages
+        ]
     except Exception:  # a run never fails for its history
         logger.exception("a run was not handed to the history")
+        return []
+
+
+def ran_out(
+    pipeline: Any,
+    config: MemoryOptimizationConfig,
+    device: torch.device,
+    images: tuple[int, int, int],
+    free: int | None,
+) -> None:
+    """Tell the history that ``config`` ran out of memory before a run even began; never raises.
+
+    Args:
+        images: count, height and width in pixels of the run it was applied for.
+        free: what the process could use of the device in all.
+    """
+    try:
+        if config.history and learning.active():
+            key = _key(pipeline, config, device, images)
+            row = Row(key, DENOISING, config.level.value, time.time(), OUT_OF_MEMORY, free=free)
+            learning.log(lambda: [row])
+    except Exception:  # what failed is told by its own error
+        logger.exception("a failure was not handed to the history")
 
 
 def _stages(monitor: MemoryMonitor) -> list[tuple[str, Any]]:
@@ -99,17 +126,15 @@ def _rows(
     return found
 
 
-def _key(pipeline: Any, plan: str, device: torch.device, images: tuple[int, int, int]) -> Key:
-    count, height, width = images
+def _key(
+    pipeline: Any,
+    config: MemoryOptimizationConfig,
+    device: torch.device,
+    images: tuple[int, int, int],
+) -> Key:
     modules = [part for _, part in parts_of(pipeline) if isinstance(part, torch.nn.Module)]
-    parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
-    return Key(
-        gpu_name(snapshot(device), str(torch.__version__)),
-        pipeline_name(type(pipeline).__name__, parameters),
-        f"{count}x{height}x{width}",
-        plan,
-        count * height * width,
-    )
+    version = str(torch.__version__)
+    return pipeline_key(snapshot(device), type(pipeline).__name__, modules, config, images, version)
 
 
 def _images(pipeline: Any, latents: Sequence[int] | None) -> tuple[int, int, int] | None:

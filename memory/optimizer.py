@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -18,26 +19,24 @@ import torch
 
 from . import backend
 from .adapters import pipelines
+from .candidates import same_effect
 from .cleanup import cleanup_due, release
 from .device import snapshot
 from .errors import LowtideError
 from .evict import evict
-from .levels import MemoryOptimizationConfig, OptimizationLevel
+from .in_force import MARK, holders
+from .later import planning
+from .levels import CHOSEN_FOR_YOU, MemoryOptimizationConfig, OptimizationLevel
+from .planner.work import Work
 from .report import OptimizationReport
+from .rescue import is_out_of_memory
 from .strategies import placement
 from .strategies.base import Applied, Outcome, Undo, override, undo_all
 from .strategies.structure import guard, guard_part
 from .targets import parts_of
+from .verified import Verified
 
 logger = logging.getLogger("lowtide")
-
-_IN_FORCE = "_lowtide_optimizer"
-"""The attribute of a pipeline that names the optimizer in force on it; its components have a weak
-reference there, since other pipelines may be made of them, or copies.
-
-A registry here would keep both, and what they hold on the device, for ever: each refers to the
-other, and as a plain cycle they can be collected.
-"""
 
 
 class MemoryOptimizer:
@@ -68,10 +67,12 @@ class MemoryOptimizer:
         self._total = found.total
         if isinstance(config, MemoryOptimizationConfig):
             self._asked = config
-        elif config is None or OptimizationLevel.parse(config) is OptimizationLevel.AUTO:
-            self._asked = MemoryOptimizationConfig.auto(found)
         else:
-            self._asked = MemoryOptimizationConfig.from_level(config)
+            level = OptimizationLevel.parse(OptimizationLevel.AUTO if config is None else config)
+            if level in CHOSEN_FOR_YOU:
+                self._asked = MemoryOptimizationConfig.auto(found, requested_level=level)
+            else:
+                self._asked = MemoryOptimizationConfig.from_level(level)
         self._asked.validate()
         self._in_force: MemoryOptimizationConfig | None = None
         self._chosen: dict[str, Any] = {}
@@ -79,6 +80,8 @@ class MemoryOptimizer:
         self._undos: list[Undo] = []
         self._parts: dict[str, torch.nn.Module] = {}
         self._unguard: Undo | None = None
+        self._work: Work | None = None
+        self._prepare: Callable[[], None] | None = None
         self._suspended = False
         self.pipeline: Any = None
         self.report: OptimizationReport | None = None
@@ -93,8 +96,11 @@ class MemoryOptimizer:
         config.validate()
         self._asked, self._in_force = config, None
 
-    def optimize_pipeline(self, pipe: Any) -> Any:
+    def optimize_pipeline(self, pipe: Any, work: Work | None = None) -> Any:
         """Apply the configuration to ``pipe`` and return the same object.
+
+        FASTEST and a budget are settled for the run ``work`` describes, ``None`` for one image of
+        the pipeline's default size; what it is predicted to need is in the report.
 
         Again with the same configuration it only brings back what a release took off the device
         and no hook would bring; with a changed one, with components
@@ -112,17 +118,19 @@ class MemoryOptimizer:
             self.pipeline is pipe
             and self._applied_from == self._asked.to_dict()
             and self._parts == pipelines.modules_of(pipe)
+            and self._serves(work)
         ):
             self._place_again()
             return pipe
         if self.pipeline is not None:
             self.undo()
-        for other in _holders(pipe):
+        for other in holders(pipe):
             other.undo()
         self._asked.validate(device_bytes=self._total)
+        self._work = work
         self._apply(pipe)
         self._unguard = guard(pipe, self._plain)
-        vars(pipe)[_IN_FORCE] = self
+        vars(pipe)[MARK] = self
         logger.info("%s", self.report.text() if self.report else "")
         self._clean("after_load")
         return pipe
@@ -133,6 +141,18 @@ class MemoryOptimizer:
         if self.pipeline is None or self.report is None or self.device.type == "cpu":
             return ()
         return tuple(e.component for e in self.report.applied if e.strategy == placement.NAME)
+
+    def _serves(self, work: Work | None) -> bool:
+        """Whether what is in force is what ``work`` would be given; ``None`` is any run."""
+        if work is None or work == self._work:
+            return True
+        chosen = pipelines.settle(self._asked, self.pipeline, self.device, work)
+        if self._in_force is None or not same_effect(chosen.config, self._in_force):
+            return False
+        self._work, self._prepare = work, chosen.prepare
+        if self.report is not None:
+            self.report = replace(self.report, notes=chosen.notes, stages=chosen.stages)
+        return True
 
     def _place_again(self) -> None:
         try:
@@ -162,6 +182,15 @@ class MemoryOptimizer:
             self.pipeline = self._in_force = self._applied_from = None
             self._parts = {}
 
+    def after_run(self, measured: Sequence[Verified]) -> None:
+        """A monitored run is over: the report shows what it needed, and what was not predicted in
+        time is prepared for the next one."""
+        if measured and self.report is not None:
+            self.report = replace(self.report, stages=tuple(measured))
+        prepare, self._prepare = self._prepare, None
+        if prepare is not None:
+            planning.do(f"pipeline {id(self.pipeline)} {self._work}", prepare)
+
     def __enter__(self) -> MemoryOptimizer:
         return self
 
@@ -174,11 +203,14 @@ class MemoryOptimizer:
         self.undo()
 
     def _apply(self, pipe: Any) -> None:
-        config, notes = pipelines.settle(self._asked, pipe, self.device)
+        chosen = pipelines.settle(self._asked, pipe, self.device, self._work)
+        config = chosen.config
+        # What was predicted is what runs: a budget would let the VAE use what is left of it.
+        runs = config.replace(budget_bytes=None) if chosen.predicted else config
         entries: list[Outcome] = []
         self.pipeline, self._applied_from = pipe, self._asked.to_dict()
         try:
-            for outcome in pipelines.apply_all(config, pipe, self.device):
+            for outcome in pipelines.apply_all(runs, pipe, self.device):
                 entries.append(outcome)
                 if isinstance(outcome, Applied):
                     self._undos.append(outcome.undo)
@@ -186,6 +218,8 @@ class MemoryOptimizer:
             done = [entry.strategy for entry in entries if isinstance(entry, Applied)]
             self._take_back()
             self.pipeline = self._applied_from = None
+            if is_out_of_memory(failure):
+                pipelines.ran_out(config, pipe, self.device, self._work)
             if isinstance(failure, LowtideError | torch.OutOfMemoryError) or not isinstance(
                 failure, Exception
             ):
@@ -197,10 +231,13 @@ class MemoryOptimizer:
             ) from failure
         self._parts = pipelines.modules_of(pipe)
         parts = self._parts.values()
-        self._undos += [override(part, _IN_FORCE, weakref.ref(self)) for part in parts]
+        self._undos += [override(part, MARK, weakref.ref(self)) for part in parts]
         self._undos += [guard_part(part, self._plain) for part in parts]
         self._in_force, self._chosen = config, config.to_dict()
-        self.report = OptimizationReport(config.level, str(self.device), entries, notes)
+        self._prepare = chosen.prepare
+        self.report = OptimizationReport(
+            config.level, str(self.device), entries, chosen.notes, chosen.stages
+        )
 
     def _take_back(self) -> None:
         """Undo in reverse, then leave nothing of the pipeline on a device it was not on before."""
@@ -223,7 +260,7 @@ class MemoryOptimizer:
 
     def _leave(self, pipe: Any) -> None:
         """Take our name and our wrappers off the pipeline."""
-        vars(pipe).pop(_IN_FORCE, None)
+        vars(pipe).pop(MARK, None)
         unguard, self._unguard = self._unguard, None
         undo_all([unguard] if unguard else [])
 
@@ -253,15 +290,3 @@ class MemoryOptimizer:
                 raise
         self._clean("after_lora")
         logger.debug("%s ran on the plain pipeline; the optimisation is in force again", method)
-
-
-def _holders(pipe: Any) -> Iterator[MemoryOptimizer]:
-    """The optimizers in force on the pipeline or on any of its components."""
-    whole = vars(pipe).get(_IN_FORCE)
-    if whole is not None:
-        yield whole
-    for part in pipelines.modules_of(pipe).values():
-        mark = vars(part).get(_IN_FORCE)
-        holder = None if mark is None else mark()
-        if holder is not None:
-            yield holder

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 
 from .errors import ConfigError
-from .levels import OptimizationLevel
+from .levels import CHOSEN_FOR_YOU, OptimizationLevel
 
 MOST_GB = 1024.0
 
@@ -46,9 +46,10 @@ def set_next(level: str | None, budget_gb: float | None) -> Override:
     Raises:
         ConfigError: no level a run can have (``auto`` is none), or no budget above 0 GB.
     """
-    if level is not None and OptimizationLevel.parse(level) is OptimizationLevel.AUTO:
+    if level is not None and OptimizationLevel.parse(level) in CHOSEN_FOR_YOU:
         raise ConfigError(
-            "`level` = 'auto' is what the selector does by itself; give null to leave it to that"
+            f"`level` = {level!r} is what the selector does by itself; give null to leave it to "
+            f"that"
         )
     if budget_gb is not None and not 0 < budget_gb <= MOST_GB:
         raise ConfigError(

@@ -8,16 +8,23 @@ from typing import Any
 
 from .levels import OptimizationLevel
 from .strategies.base import Applied, Outcome, Skipped
+from .verified import Verified
+from .verified import text as verified_text
 
 
 @dataclass(frozen=True)
 class OptimizationReport:
-    """The outcomes in the order of application; ``notes`` are sentences about the whole."""
+    """The outcomes in the order of application; ``notes`` are sentences about the whole.
+
+    ``stages`` are what a run is predicted to need, and what it was measured to need once a monitor
+    has watched one.
+    """
 
     level: OptimizationLevel
     device: str
     entries: Sequence[Outcome]
     notes: Sequence[str] = field(default=())
+    stages: Sequence[Verified] = field(default=())
 
     @property
     def applied(self) -> list[Applied]:
@@ -32,6 +39,7 @@ class OptimizationReport:
     def text(self) -> str:
         """A few lines for a person; equal outcomes of several components share one."""
         lines = [f"Level {self.level.value} on {self.device}", *self.notes]
+        lines += verified_text(self.stages)
         lines += [
             f"+ {strategy} ({', '.join(parts)}): {detail}"
             for (strategy, detail), parts in _grouped(
@@ -54,6 +62,7 @@ class OptimizationReport:
             "level": self.level.value,
             "device": self.device,
             "notes": list(self.notes),
+            "stages": [stage.to_dict() for stage in self.stages],
             "applied": [
                 {"strategy": e.strategy, "component": e.component, "detail": e.detail}
                 for e in self.applied

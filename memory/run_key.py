@@ -7,9 +7,10 @@ Names tell classes and sizes, never a file, a path or a prompt. No torch here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from .history_rows import Key
 from .levels import MemoryOptimizationConfig
 from .units import format_bytes
 
@@ -68,6 +69,31 @@ def plan_name(config: MemoryOptimizationConfig, *, patched: bool = False) -> str
     if patched:
         words.append(PATCHED)
     return ", ".join(words)
+
+
+def pipeline_key(
+    reading: DeviceSnapshot,
+    kind: str,
+    modules: Iterable[Any],
+    config: MemoryOptimizationConfig,
+    images: tuple[int, int, int],
+    torch_version: str,
+) -> Key:
+    """The key of a pipeline's run. A budget only chose the rest of the configuration.
+
+    Args:
+        kind: the pipeline's class. modules: its components with weights.
+        images: how many, and their height and width in pixels.
+    """
+    count, height, width = images
+    parameters = sum(it.numel() for module in modules for it in module.parameters())
+    return Key(
+        gpu_name(reading, torch_version),
+        pipeline_name(kind, parameters),
+        f"{count}x{height}x{width}",
+        plan_name(config.replace(budget_bytes=None)),
+        count * height * width,
+    )
 
 
 def level_of(plan: str) -> str:

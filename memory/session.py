@@ -9,18 +9,16 @@ Nothing here knows ComfyUI: what does is in ``adapters/comfy``.
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import override
+from . import override, selection
 from .adjust import adjust, check_config
 from .automatic import resolve_level
-from .errors import BudgetError, ConfigError
-from .levels import MemoryOptimizationConfig, OptimizationLevel
+from .errors import ConfigError
+from .levels import CHOSEN_FOR_YOU, SELECTOR, MemoryOptimizationConfig, selected
 from .rescue import CHOICES
 from .settings import ATTENTION_KINDS
-from .units import format_bytes, gb_to_bytes
 
 if TYPE_CHECKING:
     from .device import DeviceSnapshot
@@ -36,6 +34,7 @@ __all__ = [
     "choose",
     "detection_fingerprint",
     "force_cleanup",
+    "level_names",
     "monitor",
     "open_to_the_browser",
     "optimize_native",
@@ -64,16 +63,26 @@ def choose(
     if rescue not in CHOICES:
         raise ConfigError(f"unknown rescue {rescue!r}; choose one of: {', '.join(CHOICES)}")
     level, budget_gb, instead = override.instead_of(level, budget_gb)
-    parsed = OptimizationLevel.parse(level)
+    parsed = selected(level)
     found = _detect()
-    budget = _budget(budget_gb, found)
-    if parsed is OptimizationLevel.AUTO:
-        config = MemoryOptimizationConfig.auto(found)
+    budget = selection.budget_of(budget_gb, found)
+    if parsed in CHOSEN_FOR_YOU:
+        config = MemoryOptimizationConfig.auto(found, requested_level=parsed)
     else:
         config = MemoryOptimizationConfig.from_level(parsed)
     config = config.replace(budget_bytes=budget, cleanup=cleanup)
-    said = [_describe(config, found), f"Rescue: {_RESCUES[rescue]}", *instead, *_device_notes()]
+    said = [
+        selection.describe(config, found),
+        f"Rescue: {_RESCUES[rescue]}",
+        *instead,
+        *_device_notes(),
+    ]
     return config, "\n".join(said)
+
+
+def level_names() -> list[str]:
+    """What the Memory Level Selector offers."""
+    return list(SELECTOR)
 
 
 def detection_fingerprint(level: str) -> str:
@@ -87,9 +96,8 @@ def detection_fingerprint(level: str) -> str:
     instead = f" {forced.text()}" if forced else ""
     try:
         found = _detect()
-        chosen, _, cpu_mode = resolve_level(
-            forced.level or level, found.total, unified=found.unified
-        )
+        asked = selected(forced.level or level)
+        chosen, _, cpu_mode = resolve_level(asked, found.total, unified=found.unified)
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}{instead}"
     return f"{found.device} {found.name} {found.total} {chosen.value} {cpu_mode}{instead}"
@@ -106,6 +114,17 @@ class NativeResult:
     control_net: Any = None
 
 
+def plan_fingerprint(node_id: str | None) -> str:
+    """Changes when Optimize Pipeline, the node ``node_id``, would choose another level now."""
+    from .adapters import comfy
+
+    if not comfy.present():
+        return ""
+    from .adapters.comfy import plan_choice
+
+    return plan_choice.fingerprint(node_id)
+
+
 def optimize_native(
     config: MemoryOptimizationConfig,
     *,
@@ -113,10 +132,12 @@ def optimize_native(
     clip: Any = None,
     vae: Any = None,
     control_net: Any = None,
+    node_id: str | None = None,
 ) -> NativeResult:
     """Apply ``config`` to clones of ComfyUI's MODEL, CLIP, VAE and CONTROL_NET.
 
-    What is ``None`` stays so.
+    What is ``None`` stays so. ``node_id`` is the node that asks, whose place in the graph tells
+    what the models will be given.
 
     Raises:
         LowtideError: this process is no ComfyUI.
@@ -128,18 +149,25 @@ def optimize_native(
 
     comfy.require("Lowtide Optimize Pipeline")
     config = check_config(config)
-    from .adapters.comfy import apply, compatibility, executor
+    from .adapters.comfy import apply, compatibility, executor, plan_choice
+    from .backend import device_of
 
+    device = device_of(comfy.device())
+    apply.check_parts(model=model, clip=clip, vae=vae, control_net=control_net)
+    chosen = plan_choice.choose(
+        config, model=model, clip=clip, vae=vae, device=device, node=node_id
+    )
+    config = chosen.config
     executor.follow_policy(config)
     share = apply.divide(config, model=model, clip=clip, vae=vae, control_net=control_net)
-    notes = compatibility.notes(compatibility.parts_of(model, clip, vae))
+    notes = [*chosen.notes, *compatibility.notes(compatibility.parts_of(model, clip, vae))]
     entries: list[Any] = []
     model = apply.to_model(config, share, model, entries)
     control_net = apply.to_control_net(config, share, control_net, entries)
     clip = apply.to_clip(config, share, clip, entries)
     vae = apply.to_vae(config, share, vae, entries)
     apply.account_for_the_rest(config, entries)
-    report = OptimizationReport(config.level, str(comfy.device()), entries, notes)
+    report = OptimizationReport(config.level, str(device), entries, notes, chosen.stages)
     return NativeResult(model, clip, vae, report, control_net)
 
 
@@ -255,41 +283,3 @@ def _device_notes() -> list[str]:
     from .adapters.comfy import start_flags
 
     return [f"Note: {note}" for note in start_flags.device_notes()]
-
-
-def _budget(budget_gb: float, found: DeviceSnapshot) -> int | None:
-    if isinstance(budget_gb, bool) or not isinstance(budget_gb, (int, float)):
-        raise ConfigError(f"the budget {budget_gb!r} is no number; give GB, or 0 for no budget")
-    if not math.isfinite(budget_gb) or budget_gb < 0:
-        raise ConfigError(
-            f"a budget of {budget_gb} GB cannot be kept; give more than 0 GB, at most the "
-            f"{format_bytes(found.total)} of {found.device}, or 0 for no budget"
-        )
-    if budget_gb == 0:
-        return None
-    budget = gb_to_bytes(budget_gb)
-    if found.total is not None and budget > found.total:
-        raise BudgetError(
-            f"a budget of {format_bytes(budget)} is more than {found.device} has; give at most "
-            f"{format_bytes(found.total)}, or 0 for no budget"
-        )
-    if budget == 0:
-        raise ConfigError(
-            f"a budget of {budget_gb} GB is less than one byte; give more, or 0 for no budget"
-        )
-    return budget
-
-
-def _describe(config: MemoryOptimizationConfig, found: DeviceSnapshot) -> str:
-    budget = "none" if config.budget_bytes is None else format_bytes(config.budget_bytes)
-    shared = ", shared with the host" if found.unified else ""
-    others = found.reserved_by_others
-    lines = [
-        f"Device: {found.device} ({found.name}), {format_bytes(found.total)} in all{shared}, "
-        f"{format_bytes(found.free)} free"
-        + ("" if others is None else f", {format_bytes(others)} held by other programs"),
-        f"Level: {config.level.value} ({config.reason or 'chosen by hand'})",
-        f"Budget: {budget}",
-        f"Cleanup: {config.cleanup}",
-    ]
-    return "\n".join(lines)

@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 
+from .stage_names import DECODING, DENOISING, TEXT_ENCODING
 from .targets import parts_of
 
-TEXT_ENCODING = "text_encoding"
-DENOISING = "denoising"
-DECODING = "decoding"
+__all__ = ["DECODING", "DENOISING", "TEXT_ENCODING", "StageHooks", "stage_of"]
 
 _PREFIXES = {
     TEXT_ENCODING: ("text_encoder", "image_encoder", "prior_text_encoder"),

@@ -67,3 +67,9 @@ def parse_bytes(text: str) -> int:
     if not math.isfinite(value) or value < 0:
         raise ConfigError(f"{text!r} is not a size; write for example 512M or 1.5G")
     return int(value * _SUFFIXES[suffix])
+
+
+def givable(count: int) -> int:
+    """``count`` rounded up to what :func:`format_bytes` shows, so that the named budget works."""
+    step = (1 << 30) // 100 if count >= 1 << 30 else (1 << 20) // 10
+    return -(-count // step) * step + step

@@ -29,12 +29,14 @@ class MemoryLevelSelector:
         return {
             "required": {
                 "level": (
-                    ["auto", "none", "balanced", "aggressive", "ultra"],
+                    session.level_names(),
                     {
                         "default": "auto",
-                        "tooltip": "auto chooses by the device's memory: under 6 GB ultra, under "
-                        "8 aggressive, under 12 balanced, else none. Each level saves more "
-                        "memory and takes more time than the one before.",
+                        "tooltip": "auto takes the fastest level that is predicted to fit what is "
+                        "free when Optimize Pipeline runs, corrected by earlier runs. auto (by "
+                        "VRAM size) goes by the device's memory: under 6 GB ultra, under 8 "
+                        "aggressive, under 12 balanced, else none. Each level saves more memory "
+                        "and takes more time than the one before.",
                     },
                 ),
                 "budget_gb": (

@@ -25,7 +25,8 @@ class VRAMMonitor:
     OUTPUT_TOOLTIPS = (
         "The input, unchanged.",
         "The figures, readable.",
-        "The figures in bytes: allocated, reserved, free, total, host RAM, peak so far, models.",
+        "The figures in bytes: allocated, reserved, free, total, host RAM, peak so far, models; "
+        "of the runs so far predicted and measured, stage by stage.",
     )
 
     @classmethod

@@ -45,7 +45,12 @@ class OptimizePipeline:
                     {"tooltip": "A ControlNet that steers the model: both share the budget."},
                 ),
             },
+            "hidden": {"unique_id": "UNIQUE_ID"},
         }
+
+    @classmethod
+    def IS_CHANGED(cls, unique_id: str | None = None, **_inputs: Any) -> str:
+        return session.plan_fingerprint(unique_id)
 
     def run(
         self,
@@ -54,9 +59,15 @@ class OptimizePipeline:
         clip: Any = None,
         vae: Any = None,
         control_net: Any = None,
+        unique_id: str | None = None,
     ) -> tuple[Any, Any, Any, str, Any]:
         result = session.optimize_native(
-            config, model=model, clip=clip, vae=vae, control_net=control_net
+            config,
+            model=model,
+            clip=clip,
+            vae=vae,
+            control_net=control_net,
+            node_id=unique_id,
         )
         text = result.report.text()
         return result.model, result.clip, result.vae, text, result.control_net

@@ -53,6 +53,7 @@ class PipelineTraces:
             if stage_of(name) in _STAGES and "image_encoder" not in name
         }
         self._traces: dict[str, Trace] = {}
+        self._headers: dict[str, str] = {}
         self.shapes = Shapes(work, _factor(pipe), _frames_factor(pipe))
         self.one = Shapes(replace(work, batch=1), self.shapes.factor)
         self.guided = work.guided and _guides(pipe)
@@ -65,12 +66,20 @@ class PipelineTraces:
         if not self.parts:
             raise TargetError(f"this {type(pipe).__name__} has no component that could be planned")
 
+    def order(self, config: MemoryOptimizationConfig) -> list[str]:
+        """The components that work on the device under ``config``, in order."""
+        stages = {name: _STAGES[stage_of(name) or ""] for name in self.parts}
+        order = sorted(stages, key=lambda name: list(_STAGES.values()).index(stages[name]))
+        return [name for name in order if stages[name] == DENOISE] if config.cpu_mode else order
+
+    def keys(self, config: MemoryOptimizationConfig) -> dict[str, str]:
+        """The names of the traces that ``turns`` needs, by component."""
+        return {name: key_of(self._question(name, config)) for name in self.order(config)}
+
     def turns(self, config: MemoryOptimizationConfig) -> list[Turn]:
         """What the components do under ``config``, in order."""
         stages = {name: _STAGES[stage_of(name) or ""] for name in self.parts}
-        order = sorted(stages, key=lambda name: list(_STAGES.values()).index(stages[name]))
-        if config.cpu_mode:
-            order = [name for name in order if stages[name] == DENOISE]
+        order = self.order(config)
         encoders = [name for name in order if stages[name] == ENCODE]
         prompt = {name: self._embeddings(self.trace(name, config)) for name in encoders}
         once = sum(prompt.values())
@@ -167,8 +176,7 @@ class PipelineTraces:
         del work["steps"]
         return {
             "class": type(part).__name__,
-            "config": repr(sorted(_settings(part).items())),
-            "weights": _header(part),
+            "weights": self._header(name),
             "work": work,
             "factor": self.shapes.factor,
             "kernel": self.attention,
@@ -177,6 +185,14 @@ class PipelineTraces:
             **cut,
             **{library: version(library) for library in _LIBRARIES},
         }
+
+    def _header(self, name: str) -> str:
+        """A name for the component's settings, and its weights' shapes and types."""
+        if name not in self._headers:
+            part = self.parts[name]
+            of_all = {"config": repr(sorted(_settings(part).items())), "weights": _header(part)}
+            self._headers[name] = key_of(of_all)
+        return self._headers[name]
 
     def _record(self, name: str, config: MemoryOptimizationConfig) -> Trace:
         from ..tracing import fake_copy, fake_mode, record

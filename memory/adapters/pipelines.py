@@ -10,11 +10,12 @@ import torch
 
 from ..device import snapshot
 from ..errors import ConfigError, TargetError
+from ..foresight import Chosen
 from ..levels import MemoryOptimizationConfig
+from ..planner.work import Work
 from ..stages import DECODING, DENOISING, TEXT_ENCODING, stage_of
 from ..strategies import (
     attention,
-    budget,
     cleanup_moments,
     component_offload,
     cpu_mode,
@@ -36,8 +37,9 @@ from .diffusers import (
     require_pipeline,
     restore_offload,
 )
+from .pipeline_choice import choose, ran_out
 
-__all__ = ["apply_all", "modules_of", "require_pipeline", "settle"]
+__all__ = ["apply_all", "modules_of", "ran_out", "require_pipeline", "settle"]
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -53,9 +55,12 @@ _NAMES = {
 
 
 def settle(
-    config: MemoryOptimizationConfig, pipe: Any, device: torch.device
-) -> tuple[MemoryOptimizationConfig, list[str]]:
-    """The configuration this pipeline gets on this device (a budget may raise its level), and why.
+    config: MemoryOptimizationConfig, pipe: Any, device: torch.device, work: Work | None = None
+) -> Chosen:
+    """The configuration this pipeline gets on this device for a run, and why.
+
+    Args:
+        work: the run; ``None`` = one image of the pipeline's default size.
 
     Raises:
         ConfigError, BudgetError, TargetError: as ``MemoryOptimizer.optimize_pipeline``.
@@ -63,10 +68,8 @@ def settle(
     parts = modules_of(pipe)
     if not parts:
         raise TargetError(f"this {type(pipe).__name__} has no component with weights loaded")
-    notes = [config.reason] if config.reason else []
-    chosen, note = budget.fit(config, pipe, parts)
-    if note is not None:
-        notes.append(note)
+    found = choose(config, pipe, parts, device, work)
+    chosen = found.config
     for vae in _vaes(parts).values():
         chosen.validate(
             device_bytes=snapshot(device).total, vae_factor=vae_tiling.spatial_factor(vae)
@@ -76,7 +79,7 @@ def settle(
             f"this {type(pipe).__name__} has no VAE loaded, and level {chosen.level.value} works "
             "on it; load one, or set enable_vae_tiling=False and enable_vae_slicing=False"
         )
-    return chosen, notes
+    return found
 
 
 def apply_all(

@@ -15,29 +15,24 @@ really used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..errors import BudgetError, ConfigError
+from ..candidates import LADDER, levels_from
+from ..errors import BudgetError
 from ..levels import MemoryOptimizationConfig, OptimizationLevel
 from ..stages import DECODING, DENOISING, stage_of
-from ..units import format_bytes
+from ..units import format_bytes, givable
 from . import exact_tiling
 from .snapshot import tensors_of
 from .vae_tiling import spatial_factor
 
-LADDER = (
-    OptimizationLevel.NONE,
-    OptimizationLevel.BALANCED,
-    OptimizationLevel.AGGRESSIVE,
-    OptimizationLevel.ULTRA,
-)
-_KEPT = (
-    "cleanup", "after_load", "after_lora", "after_step", "after_unload", "on_exit", "cleanup_host",
-)  # fmt: skip
+__all__ = ["LADDER", "Need", "edge_of", "edge_of_area", "estimate", "fit"]
+
 _DEFAULT_EDGE = 512
 
 
@@ -64,10 +59,10 @@ def fit(
 ) -> tuple[MemoryOptimizationConfig, str | None]:
     """The gentlest configuration from ``config.level`` on whose estimated need fits its budget.
 
-    A level asked for by name is never weakened; AUTO starts at NONE. Settings changed by hand are
-    carried over to the chosen level. ``edge`` is the image's in pixels (``None`` = the pipeline's
-    default), ``images`` how many are made at once. Returns the configuration and a sentence saying
-    why.
+    A level asked for by name is never weakened; AUTO and FASTEST start at NONE. Settings changed by
+    hand are carried over to the chosen level. ``edge`` is the image's in pixels (``None`` = the
+    pipeline's default), ``images`` how many are made at once. Returns the configuration and a
+    sentence saying why.
 
     Raises:
         BudgetError: even ULTRA needs more; the message names the smallest budget.
@@ -75,16 +70,9 @@ def fit(
     budget = config.budget_bytes
     if budget is None:
         return config, None
-    automatic = config.requested_level is OptimizationLevel.AUTO
-    first = 0 if automatic else LADDER.index(config.level)
     smallest: tuple[int, OptimizationLevel] | None = None
-    for level in LADDER[first:]:
-        try:
-            candidate = config if level is config.level else _at_level(config, level)
-        except ConfigError:
-            if LADDER.index(level) < LADDER.index(config.level):
-                continue  # too gentle for what was set by hand
-            raise
+    for candidate in levels_from(config):
+        level = candidate.level
         need = estimate(candidate, pipe, parts, edge=edge, images=images)
         if need.total <= budget:
             return candidate, (
@@ -95,13 +83,13 @@ def fit(
         if smallest is None or need.total < smallest[0]:
             smallest = need.total, level
     assert smallest is not None
-    size = f"{_edge(pipe, parts) if edge is None else edge} pixels"
+    size = f"{edge_of(pipe, parts) if edge is None else edge} pixels"
     if images > 1:
         size += f" and {images} images at once"
     raise BudgetError(
         f"a budget of {format_bytes(budget)} does not hold this pipeline: {smallest[1].value} is "
         f"estimated to need {format_bytes(smallest[0])} at {size}; give "
-        f"{format_bytes(_rounded(smallest[0]))} or more, or leave the budget out"
+        f"{format_bytes(givable(smallest[0]))} or more, or leave the budget out"
     )
 
 
@@ -115,7 +103,7 @@ def estimate(
 ) -> Need:
     """The largest need of any component's turn under ``config``; ``edge``, ``images`` as in fit."""
     if edge is None:
-        edge = _edge(pipe, parts)
+        edge = edge_of(pipe, parts)
     whole = sum(_size(part) for part in parts.values())
     needs: list[Need] = []
     for name, part in parts.items():
@@ -137,32 +125,7 @@ def estimate(
     return max(needs, key=lambda need: need.total, default=Need(0, 0))
 
 
-def _at_level(
-    config: MemoryOptimizationConfig, level: OptimizationLevel
-) -> MemoryOptimizationConfig:
-    """``config`` moved to another level, with what was set by hand on top."""
-    preset = MemoryOptimizationConfig.from_level(config.level).to_dict()
-    ours = config.to_dict()
-    by_hand = {
-        name: value
-        for name, value in ours.items()
-        if name not in ("level", "requested_level", "reason", "cpu_mode", *_KEPT)
-        and value != preset[name]
-    }
-    kept = {name: ours[name] for name in _KEPT}
-    reason = f"{level.value} by the budget of {format_bytes(config.budget_bytes)}"
-    try:
-        return MemoryOptimizationConfig.from_level(
-            level,
-            **{**kept, **by_hand, "requested_level": config.requested_level, "reason": reason},
-        )
-    except ConfigError as error:
-        raise ConfigError(
-            f"the budget needs level {level.value}, which excludes a setting made by hand: {error}"
-        ) from error
-
-
-def _edge(pipe: Any, parts: Mapping[str, torch.nn.Module]) -> int:
+def edge_of(pipe: Any, parts: Mapping[str, torch.nn.Module]) -> int:
     """The pipeline's default image edge in pixels."""
     sample = getattr(pipe, "default_sample_size", None)
     factor = getattr(pipe, "vae_scale_factor", None)
@@ -173,6 +136,11 @@ def _edge(pipe: Any, parts: Mapping[str, torch.nn.Module]) -> int:
         if stage_of(name) == DENOISING and isinstance(size, int):
             return size * (factor if isinstance(factor, int) else 8)
     return _DEFAULT_EDGE
+
+
+def edge_of_area(width: int, height: int) -> int:
+    """The edge in pixels of a square image of the same area."""
+    return math.isqrt(width * height - 1) + 1
 
 
 def _activations(
@@ -258,9 +226,3 @@ def _largest_block(part: torch.nn.Module) -> int:
         for child in module
     ]
     return max(blocks, default=_size(part))
-
-
-def _rounded(count: int) -> int:
-    """``count`` rounded up to what :func:`format_bytes` shows, so that the named budget works."""
-    step = (1 << 30) // 100 if count >= 1 << 30 else (1 << 20) // 10
-    return -(-count // step) * step + step

@@ -93,7 +93,7 @@ def test_monitor_and_cleanup_act_again_in_a_run_of_cached_nodes(server: Server):
     assert server.counters()["models"] == []
 
 
-@pytest.mark.parametrize("level", ["auto", "aggressive", "ultra"])
+@pytest.mark.parametrize("level", ["auto (by VRAM size)", "aggressive", "ultra"])
 def test_another_seed_runs_the_sampler_and_what_follows(server: Server, level: str):
     graph = everything(level)
     run(server, graph)

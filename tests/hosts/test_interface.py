@@ -11,7 +11,7 @@ from lowtide.tests.hosts.server import Server
 
 pytestmark = [pytest.mark.host, pytest.mark.devices("npu")]
 
-LEVELS = ["auto", "none", "balanced", "aggressive", "ultra"]
+LEVELS = ["auto", "auto (by VRAM size)", "none", "balanced", "aggressive", "ultra"]
 KINDS = ["auto", "pytorch", "xformers", "sub-quadratic", "split", "sliced"]
 # Node -> its inputs in order (a type, or a list of choices; "?" in front: optional), its outputs.
 TABLE: dict[str, tuple[dict[str, Any], list[str]]] = {

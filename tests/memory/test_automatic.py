@@ -6,7 +6,7 @@ from lowtide.memory.device import DeviceSnapshot
 from lowtide.memory.levels import MemoryOptimizationConfig, OptimizationLevel
 from lowtide.memory.units import GIB, MIB
 
-AUTO, NONE, BALANCED, AGGRESSIVE, ULTRA = OptimizationLevel
+AUTO, FASTEST, NONE, BALANCED, AGGRESSIVE, ULTRA = OptimizationLevel
 
 
 def snapshot_of(total, kind="cuda", unified=False):
@@ -93,3 +93,12 @@ def test_from_level_auto_looks_at_the_device(accelerator):
     config = MemoryOptimizationConfig.from_level("auto")
     assert (config.level, config.requested_level) == (AGGRESSIVE, AUTO)
     assert "7.00 GB" in config.reason
+
+
+def test_fastest_begins_as_auto_and_says_what_was_asked(accelerator):
+    accelerator(capacity="7G")
+    config = MemoryOptimizationConfig.from_level("fastest", cleanup="off")
+    assert (config.level, config.requested_level) == (AGGRESSIVE, FASTEST)
+    assert config.reason == MemoryOptimizationConfig.from_level("auto").reason
+    assert config.replace(vae_tile_size=128).requested_level is FASTEST
+    assert resolve_level(FASTEST, 7 * GIB) == resolve_level(AUTO, 7 * GIB)

@@ -19,6 +19,8 @@ from lowtide.memory.strategies.budget import estimate
 from lowtide.memory.units import MIB
 from lowtide.tests.memory.tiny import held, now
 
+pytestmark = pytest.mark.usefixtures("estimates_only")
+
 LEVELS = ("none", "balanced", "aggressive", "ultra")
 
 

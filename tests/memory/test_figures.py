@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lowtide.memory import figures
+from lowtide.memory import figures, verified
 from lowtide.memory.handles import LoadedPipeline
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.units import MIB, format_bytes
@@ -78,6 +78,7 @@ def test_loaded_pipelines_are_listed_with_what_they_hold(accelerator: Any) -> No
 
 def test_without_models_it_says_none(monkeypatch: pytest.MonkeyPatch, accelerator: Any) -> None:
     monkeypatch.setattr(figures, "_models", lambda device: [])
+    verified.begin()
     assert figures.read()[0].endswith("Loaded models: none")
 
 

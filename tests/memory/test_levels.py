@@ -15,7 +15,7 @@ from lowtide.memory.levels import (
 )
 from lowtide.memory.units import GIB
 
-AUTO, NONE, BALANCED, AGGRESSIVE, ULTRA = OptimizationLevel
+AUTO, FASTEST, NONE, BALANCED, AGGRESSIVE, ULTRA = OptimizationLevel
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,7 +43,7 @@ def test_a_level_is_read_in_any_case(text):
 
 @pytest.mark.parametrize("text", ["extreme", "", None, 3])
 def test_an_unknown_level_lists_the_choices(text):
-    with pytest.raises(ConfigError, match="auto, none, balanced, aggressive, ultra"):
+    with pytest.raises(ConfigError, match="auto, fastest, none, balanced, aggressive, ultra"):
         OptimizationLevel.parse(text)
 
 

@@ -15,6 +15,8 @@ from lowtide.memory.strategies.budget import estimate
 from lowtide.memory.units import GIB, parse_bytes
 from lowtide.tests.memory.tiny import TINY, Untouched
 
+pytestmark = pytest.mark.usefixtures("estimates_only")
+
 LEVELS = ("none", "balanced", "aggressive", "ultra")
 
 

@@ -28,7 +28,7 @@ def test_it_is_in_force_from_the_next_run_on() -> None:
     assert not override.begin_run()
 
 
-@pytest.mark.parametrize("level", ["auto", "extreme"])
+@pytest.mark.parametrize("level", ["auto", "fastest", "extreme"])
 def test_a_level_no_run_can_have_is_refused(level: str) -> None:
     with pytest.raises(ConfigError, match=level):
         override.set_next(level, None)

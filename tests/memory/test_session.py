@@ -60,9 +60,14 @@ def test_a_choice_says_what_was_found_and_decided(device: Any) -> None:
 
 def test_auto_goes_by_what_was_found(device: Any) -> None:
     device(total=11 * GIB)
-    config, text = session.choose("auto", 0, "pressure")
+    by_size = "balanced (11.00 GB, under 12 GB: balanced)"
+    config, text = session.choose("auto (by VRAM size)", 0, "pressure")
     assert (config.level.value, config.requested_level.value) == ("balanced", "auto")
-    assert "Level: balanced (11.00 GB, under 12 GB: balanced)" in text
+    assert f"Level: {by_size}\n" in text
+    config, text = session.choose("auto", 0, "pressure")
+    assert (config.level.value, config.requested_level.value) == ("balanced", "fastest")
+    assert "Level: the fastest that fits, chosen by Optimize Pipeline; " in text
+    assert f"{by_size} where it can't predict" in text
 
 
 def test_what_is_not_known_is_called_unknown(device: Any) -> None:

@@ -76,8 +76,9 @@ def test_a_level_is_a_preset_and_no_field_to_flip():
         config.level = "ultra"
     with pytest.raises(ConfigError, match="from_level"):
         config.replace(level="none")
-    with pytest.raises(ConfigError, match="can't stay auto"):
-        MemoryOptimizationConfig(level="auto")
+    for name in ("auto", "fastest"):
+        with pytest.raises(ConfigError, match=f"can't stay {name}"):
+            MemoryOptimizationConfig(level=name)
     assert config.level is OptimizationLevel.BALANCED
 
 

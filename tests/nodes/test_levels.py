@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from lowtide.memory.errors import BudgetError, ConfigError
-from lowtide.memory.levels import MemoryOptimizationConfig
+from lowtide.memory.levels import SELECTOR, MemoryOptimizationConfig, OptimizationLevel
 from lowtide.memory.units import GIB
 from lowtide.tests.nodes.shape import check_conventions, inputs, node
 
@@ -23,7 +23,7 @@ def test_inputs_and_outputs_are_those_of_saved_graphs() -> None:
     check_conventions(NAME, "Lowtide Memory Level Selector")
     assert list(inputs(NAME)) == ["level", "budget_gb", "cleanup"]
     assert inputs(NAME) == {
-        "level": ["auto", "none", "balanced", "aggressive", "ultra"],
+        "level": ["auto", "auto (by VRAM size)", "none", "balanced", "aggressive", "ultra"],
         "budget_gb": "FLOAT",
         "cleanup": ["off", "pressure", "always"],
     }
@@ -49,13 +49,14 @@ def test_each_choice_is_in_the_configuration(accelerator: Any, level: str, clean
 
 def test_auto_is_resolved_and_explained(accelerator: Any) -> None:
     accelerator(capacity="7G")
-    config, text = choose("auto")
-    assert (config.level.value, config.requested_level.value) == ("aggressive", "auto")
-    assert "7.00 GB, under 8 GB: aggressive" in text
+    for name, requested in (("auto", "fastest"), ("auto (by VRAM size)", "auto")):
+        config, text = choose(name)
+        assert (config.level.value, config.requested_level.value) == ("aggressive", requested)
+        assert "7.00 GB, under 8 GB: aggressive" in text
 
 
 def test_what_cannot_be_chosen_is_refused(accelerator: Any) -> None:
-    with pytest.raises(ConfigError, match="unknown level 'extreme'; choose one of: auto, none"):
+    with pytest.raises(ConfigError, match="unknown level 'extreme'; choose one of: auto, auto "):
         choose("extreme")
     with pytest.raises(ConfigError, match="cleanup"):
         choose(cleanup="sometimes")
@@ -75,3 +76,13 @@ def test_it_runs_again_when_the_device_changes_and_not_else(accelerator: Any) ->
     accelerator(capacity="5G")
     assert changed("auto", 0.0, "off") != first
     assert isinstance(changed("nonsense", 0.0, "off"), str)
+
+
+def test_a_graph_saved_with_auto_still_loads_and_the_library_keeps_its_auto(
+    accelerator: Any,
+) -> None:
+    assert "auto" in inputs(NAME)["level"] and SELECTOR["auto"] is OptimizationLevel.FASTEST
+    assert list(SELECTOR) == inputs(NAME)["level"]
+    accelerator(capacity="7G")
+    library = MemoryOptimizationConfig.from_level("auto")
+    assert (library.level.value, library.requested_level) == ("aggressive", OptimizationLevel.AUTO)

@@ -17,11 +17,11 @@ from .chunking import chunk, held_bytes
 from .clip import leaving, staying
 from .compatibility import left_alone, stays
 from .patchers import Residency, is_dynamic, marked, residency_of, with_residency
-from .shares import Share, divide, leaves_when_idle, policy, residency_for
+from .shares import Share, check_parts, divide, leaves_when_idle, policy, residency_for
 from .vae import TilingVae, VaePlan, described, tiling
 from .vae_jobs import tiles
 
-__all__ = ["Share", "divide"]
+__all__ = ["Share", "check_parts", "divide"]
 
 Entries = list[Any]
 

@@ -14,10 +14,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from ... import backend, override
+from ... import backend, override, verified
 from ...levels import MemoryOptimizationConfig
 from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Listener, Release, Timelines
-from . import asked, between, deferred, host_copies, learned, moved, rescue, visits
+from . import asked, between, deferred, host_copies, learned, moved, plan_choice, rescue, visits
 from .graph import moment_of, needed_patchers
 from .listening import listen
 from .prompt import Prompt
@@ -156,6 +156,7 @@ def _guarded(step: Callable[[], object]) -> None:
 def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
     if event == "execution_start":
         override.begin_run()
+        verified.begin()
     elif event == "execution_cached":
         _state["executor"] = weakref.ref(executor)
         _follow(executor, tuple(data.get("nodes", ())))
@@ -168,6 +169,7 @@ def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
             between.after_run(_noting(prompt), always=prompt.always, config=prompt.config)
         finally:
             prompt.end(_ENDS[event], data)
+            plan_choice.after_prompt(event == "execution_success")
 
 
 def _follow(executor: Any, cached: tuple[str, ...]) -> None:

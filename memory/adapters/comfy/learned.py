@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ... import backend, learning
+from ... import backend, learning, verified
 from ...device import snapshot
 from ...history_rows import FAILED as ENDED_BADLY
 from ...history_rows import FITS, OUT_OF_MEMORY, Key, Row
@@ -30,7 +30,8 @@ from ...run_key import (
 )
 from ...stages import DECODING, DENOISING, TEXT_ENCODING
 from ...timeline import DONE, INTERRUPTED, Attempt, NodeSpan
-from . import visits
+from ...verified import Verified
+from . import float8, foretold, visits
 from .graph import inputs_of
 from .patchers import residency_of
 
@@ -52,6 +53,7 @@ class Work:
     shapes: str
     size: int
     plan: str
+    budget: int | None = None
 
 
 _gpus: dict[str, str] = {}
@@ -75,6 +77,28 @@ def take(prompt: Prompt, node: str) -> None:
         return
     if found is not None:
         prompt.work[node] = found
+        _verify(prompt, node, found)
+
+
+def _verify(prompt: Prompt, node: str, work: Work) -> None:
+    """Note what was foretold of a node's work beside what it took."""
+    span = None if prompt.recorder is None else prompt.recorder.timeline.of(node)
+    if prompt.recorder is None or span is None:
+        return
+    key = Key(gpu(prompt.recorder.device), work.model, work.shapes, work.plan, work.size)
+    told = foretold.of(key, work.stage)
+    if told is not None:
+        learning.expect(key, work.stage, told.peak, told.seconds, told.corrected)
+    if told is not None or work.budget is not None:
+        measured = None if span.peak_allocated is None else measured_of(span)
+        predicted = None if told is None else told.corrected
+        stage = Verified(work.stage, predicted, measured)
+        verified.note(f"{span.class_type} ({node})", [stage], work.budget)
+
+
+def measured_of(span: NodeSpan) -> int:
+    """Highest bytes allocated while a node ran, DynamicVRAM's pages among them."""
+    return (span.peak_allocated or 0) + (span.pages_peak or 0)
 
 
 def log(prompt: Prompt, message: dict[str, Any]) -> None:
@@ -95,12 +119,12 @@ def _log(prompt: Prompt, message: dict[str, Any]) -> None:
     device = recorder.device
     info = backend.mem_get_info(device) if device.type != "cpu" else None
     free = None if info is None else info[0] + (backend.reserved(device) or 0)
-    gpu = _gpu(device)
+    name = gpu(device)
     spans = [span for span in recorder.timeline.nodes if span.node in work]
     attempts = list(recorder.timeline.attempts)
     ran_out = out_of_memory(message)
     ended = time.time()
-    learning.log(lambda: rows(gpu, work, spans, attempts, ran_out=ran_out, free=free, at=ended))
+    learning.log(lambda: rows(name, work, spans, attempts, ran_out=ran_out, free=free, at=ended))
 
 
 def rows(
@@ -140,7 +164,7 @@ def rows(
                 at,
                 outcome,
                 predicted=predicted,
-                measured=None if peak is None else peak + (span.pages_peak or 0),
+                measured=None if peak is None else measured_of(span),
                 reserved=span.peak_reserved,
                 predicted_seconds=seconds,
                 seconds=span.seconds,
@@ -188,8 +212,16 @@ def _work(
     plan = plan or (residency.plan if residency is not None else "") or AS_LOADED
     if getattr(patcher, "patches", None):
         plan = f"{plan}, {PATCHED}"
-    name = model_name(type(module).__name__, int(patcher.model_size()))
-    return Work(stage, name, shape_name(shape), size, plan)
+    budget = None if residency is None else residency.budget
+    name = name_of(patcher, module)
+    return Work(stage, name, shape_name(shape), size, plan, budget)
+
+
+def name_of(patcher: Any, module: Any) -> str:
+    """The model's name in the history: by the bytes of its weights as they were loaded."""
+    stored = getattr(patcher, "attachments", {}).get(float8.ATTACHMENT)
+    saved = 0 if stored is None else stored.saved
+    return model_name(type(module).__name__, int(patcher.model_size()) + saved)
 
 
 def _denoiser(value: Any) -> Any | None:
@@ -226,7 +258,7 @@ def _encoded(made: Sequence[Any] | None) -> bool:
     return False
 
 
-def _gpu(device: torch.device) -> str:
+def gpu(device: torch.device) -> str:
     known = _gpus.get(str(device))
     if known is None:
         known = _gpus[str(device)] = gpu_name(snapshot(device), str(torch.__version__))

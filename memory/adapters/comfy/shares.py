@@ -46,14 +46,7 @@ def divide(
         TargetError: an input of the wrong kind.
         BudgetError: the budget is under the largest layer that has to be streamed.
     """
-    for name, value, has in (("model", model, "model"), ("clip", clip, "patcher")):
-        if value is not None and not hasattr(value, has):
-            raise TargetError(f"`{name}` is a {type(value).__name__}; plug in a {name.upper()}")
-    if vae is not None and not hasattr(vae, "first_stage_model"):
-        raise TargetError(f"`vae` is a {type(vae).__name__}; plug in a VAE")
-    if control_net is not None and not hasattr(control_net, "set_previous_controlnet"):
-        kind = type(control_net).__name__
-        raise TargetError(f"`control_net` is a {kind}; plug in a CONTROL_NET")
+    check_parts(model=model, clip=clip, vae=vae, control_net=control_net)
     if vae is not None and config.budget_bytes is not None:
         _check_vae(config.budget_bytes, vae)
     idle = leaves_when_idle(config)
@@ -73,6 +66,22 @@ def divide(
         if controls.patcher_of(control_net) is None
         else residency_for(config, controls.patcher_of(control_net), "control net"),
     )
+
+
+def check_parts(*, model: Any, clip: Any, vae: Any, control_net: Any) -> None:
+    """Refuse what is none of these.
+
+    Raises:
+        TargetError: names what to plug in.
+    """
+    for name, value, has in (("model", model, "model"), ("clip", clip, "patcher")):
+        if value is not None and not hasattr(value, has):
+            raise TargetError(f"`{name}` is a {type(value).__name__}; plug in a {name.upper()}")
+    if vae is not None and not hasattr(vae, "first_stage_model"):
+        raise TargetError(f"`vae` is a {type(vae).__name__}; plug in a VAE")
+    if control_net is not None and not hasattr(control_net, "set_previous_controlnet"):
+        kind = type(control_net).__name__
+        raise TargetError(f"`control_net` is a {kind}; plug in a CONTROL_NET")
 
 
 def leaves_when_idle(config: MemoryOptimizationConfig) -> bool:

@@ -16,6 +16,8 @@ from lowtide.memory.strategies.exact_tiling import planned
 from lowtide.memory.units import parse_bytes
 from lowtide.tests.memory.strategies.pipes import Plain, tiny
 
+pytestmark = pytest.mark.usefixtures("estimates_only")
+
 Parts = Mapping[str, torch.nn.Module]
 
 

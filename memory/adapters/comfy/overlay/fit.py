@@ -27,6 +27,7 @@ _STRONGER = {
     "aggressive": "set the Memory Level Selector to ultra",
     "ultra": "make the image or the batch smaller",
     "auto": "set the Memory Level Selector to ultra",
+    "fastest": "set the Memory Level Selector to ultra",
 }
 _UNKNOWN = "never measured here with these inputs, and ComfyUI has no estimate for it"
 

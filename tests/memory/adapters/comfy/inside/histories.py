@@ -262,7 +262,7 @@ def case_no_prompt_fails_for_its_history() -> None:
     def broken(*_: object) -> None:
         raise OSError("as planned")
 
-    plain = {name: getattr(learned, name) for name in ("work_of", "_gpu")}
+    plain = {name: getattr(learned, name) for name in ("work_of", "gpu")}
     for name in plain:
         begin()
         MODELS[1] = patcher()
