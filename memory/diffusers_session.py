@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .adjust import check_config
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     import torch
 
     from .adapters.generate import Request
+    from .adapters.pipelines import Settled
     from .handles import PipelineHandle
     from .levels import MemoryOptimizationConfig
+    from .planner.work import Work
 
 logger = logging.getLogger("lowtide")
 
@@ -103,14 +105,16 @@ def generate(
     handle = _handle(pipeline)
     request = Request(prompt, negative, width, height, steps, guidance, seed, batch_size)
     check(handle.pipeline, request)
-    config = _fitted(handle, request)
-    _make_room(handle, config, request)
+    settled = _fitted(handle, request)
+    config = settled.config
+    _make_room(handle, settled, request)
     with _watched(handle, config):
-        _bring_under(handle, config)
+        _bring_under(handle, settled, request)
         try:
             shape = (request.batch_size, request.height, request.width)
             with MemoryMonitor(handle.optimizer, False, device=handle.device, images=shape):
-                images = run(handle.pipeline, request, progress_for(handle.pipeline, request))
+                progress = progress_for(handle.pipeline, request)
+                images = run(handle.pipeline, request, progress, settled.images)
         except BaseException as error:  # an interrupt of ComfyUI's is no Exception
             handle.loaded.settle(config, handle.device, error)
             raise
@@ -129,40 +133,48 @@ def _handle(pipeline: Any) -> PipelineHandle:
     return pipeline
 
 
-def _edge(request: Request) -> int:
-    """The edge of a square image of the request's area."""
-    return math.isqrt(request.width * request.height - 1) + 1
-
-
-def _fitted(handle: PipelineHandle, request: Request) -> MemoryOptimizationConfig:
-    """The handle's configuration, raised as far as its budget needs for this size and batch."""
-    from .adapters.diffusers import modules_of
-    from .strategies import budget
-
-    parts = modules_of(handle.pipeline)
-    config, note = budget.fit(
-        handle.config, handle.pipeline, parts, edge=_edge(request), images=request.batch_size
-    )
-    if note is not None:
-        logger.info("%s x %s pixels: %s", request.width, request.height, note)
-    return config
-
-
-def _bring_under(handle: PipelineHandle, config: MemoryOptimizationConfig) -> None:
-    """Bring the pipeline under ``config``, whose budget has been settled for the request.
-
-    Without that budget: the optimizer would settle it anew, for the pipeline's default size.
-    """
+def _fitted(handle: PipelineHandle, request: Request) -> Settled:
+    """The handle's configuration, its budget planned for this size and batch, or part of it."""
+    from .adapters.pipelines import settle
     from .backend import device_of
 
-    current = handle.optimizer
-    if (
-        current is not None
-        and current.device == device_of(handle.device)
-        and current.config.to_dict() == config.to_dict()
-    ):
+    settled = settle(
+        handle.config,
+        handle.pipeline,
+        device_of(handle.device),
+        _work(request),
+        in_parts=True,
+    )
+    if handle.config.budget_bytes is not None:
+        logger.info("%s x %s pixels: %s", request.width, request.height, settled.notes[-1])
+    if settled.images is not None and settled.images < request.batch_size:
+        logger.info(
+            "the budget holds %s of the %s images at once: they are made in parts",
+            settled.images,
+            request.batch_size,
+        )
+    return settled
+
+
+def _work(request: Request) -> Work:
+    from .planner.work import Work
+
+    return Work(
+        request.width,
+        request.height,
+        batch=request.batch_size,
+        steps=request.steps,
+        guided=request.guidance > 1,
+    )
+
+
+def _bring_under(handle: PipelineHandle, settled: Settled, request: Request) -> None:
+    """Bring the pipeline under what the handle's configuration was settled to for this request."""
+    if handle.config.budget_bytes is None:
+        handle.activate()
         return
-    handle.loaded.apply(config.replace(budget_bytes=None), handle.device)
+    work = replace(_work(request), batch=settled.images or request.batch_size)
+    handle.loaded.apply(handle.config, handle.device, work, settled)
 
 
 @contextmanager
@@ -188,7 +200,7 @@ def _watched(handle: PipelineHandle, config: MemoryOptimizationConfig) -> Iterat
             )
 
 
-def _make_room(handle: PipelineHandle, config: MemoryOptimizationConfig, request: Request) -> None:
+def _make_room(handle: PipelineHandle, settled: Settled, request: Request) -> None:
     """Have other models leave the device where this run needs the room: ComfyUI's, then ours."""
     from .adapters import comfy
     from .adapters.pipelines_loader import bytes_wanted
@@ -196,15 +208,13 @@ def _make_room(handle: PipelineHandle, config: MemoryOptimizationConfig, request
     if comfy.present():
         from .adapters.comfy.models import make_room
 
-        freed = make_room(bytes_wanted(handle.pipeline, config.offload))
+        freed = make_room(bytes_wanted(handle.pipeline, settled.config.offload))
         if freed:
             logger.info("ComfyUI gave back %s for a diffusers pipeline", format_bytes(freed))
-    _release_idle_pipelines(handle, config, request)
+    _release_idle_pipelines(handle, settled, request)
 
 
-def _release_idle_pipelines(
-    handle: PipelineHandle, config: MemoryOptimizationConfig, request: Request
-) -> None:
+def _release_idle_pipelines(handle: PipelineHandle, settled: Settled, request: Request) -> None:
     from .adapters.diffusers import modules_of
     from .backend import device_of
     from .handles import live_pipelines
@@ -213,13 +223,13 @@ def _release_idle_pipelines(
     device = device_of(handle.device)
     if device.type == "cpu":
         return
-    need = budget.estimate(
-        config,
-        handle.pipeline,
-        modules_of(handle.pipeline),
-        edge=_edge(request),
-        images=request.batch_size,
-    ).total
+    config = settled.config
+    if settled.plan is not None:
+        need = settled.plan.prediction.peak_allocated
+    else:
+        parts, images = modules_of(handle.pipeline), request.batch_size
+        edge = _work(request).edge
+        need = budget.estimate(config, handle.pipeline, parts, edge=edge, images=images).total
     wanted = need + need // _MARGIN
     for other in live_pipelines():
         held = 0 if other.pipeline is handle.pipeline else other.on_device(device)

@@ -21,7 +21,9 @@ from .targets import parts_of
 from .tensors import device_bytes
 
 if TYPE_CHECKING:
+    from .adapters.pipelines import Settled
     from .optimizer import MemoryOptimizer
+    from .planner.work import Work
 
 _live: weakref.WeakSet[LoadedPipeline] = weakref.WeakSet()
 
@@ -44,18 +46,28 @@ class LoadedPipeline:
         """Bytes the pipeline holds on ``device``."""
         return sum(device_bytes(part, device) for _, part in parts_of(self.pipeline))
 
-    def apply(self, config: MemoryOptimizationConfig, device: Any = None) -> MemoryOptimizer:
-        """Apply ``config``, undoing what was applied before; nothing if it is in force already."""
+    def apply(
+        self,
+        config: MemoryOptimizationConfig,
+        device: Any = None,
+        work: Work | None = None,
+        settled: Settled | None = None,
+    ) -> MemoryOptimizer:
+        """Apply ``config``, undoing what was applied before; nothing if it is in force already.
+
+        Args:
+            work, settled: as ``MemoryOptimizer.optimize_pipeline`` takes them.
+        """
         from .optimizer import MemoryOptimizer
 
-        key = (config.to_dict(), str(device))
+        key = (config.to_dict(), str(device), work)
         if self.optimizer is not None:
             if self._key == key:
-                self.optimizer.optimize_pipeline(self.pipeline)
+                self.optimizer.optimize_pipeline(self.pipeline, work)
                 return self.optimizer
             self.undo()
         optimizer = MemoryOptimizer(config.replace(), device=device)
-        optimizer.optimize_pipeline(self.pipeline)
+        optimizer.optimize_pipeline(self.pipeline, work, settled=settled)
         self.optimizer, self._key = optimizer, key
         return optimizer
 

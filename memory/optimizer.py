@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,10 @@ from .strategies import placement
 from .strategies.base import Applied, Outcome, Undo, override, undo_all
 from .strategies.structure import guard, guard_part
 from .targets import parts_of
+
+if TYPE_CHECKING:
+    from .adapters.pipeline_plan import PipelinePlan
+    from .planner.work import Work
 
 logger = logging.getLogger("lowtide")
 
@@ -49,6 +53,8 @@ class MemoryOptimizer:
     Attributes:
         pipeline: the optimised pipeline, None when there is none.
         report: what was done to it; stays readable after the undo.
+        plan: what a budget came to, with its prediction; None without a budget, or where the
+            pipeline cannot be traced and an estimate chose a level.
         device: where it computes.
     """
 
@@ -73,6 +79,7 @@ class MemoryOptimizer:
         else:
             self._asked = MemoryOptimizationConfig.from_level(config)
         self._asked.validate()
+        self._work: Work | None = None
         self._in_force: MemoryOptimizationConfig | None = None
         self._chosen: dict[str, Any] = {}
         self._applied_from: dict[str, Any] | None = None
@@ -82,6 +89,7 @@ class MemoryOptimizer:
         self._suspended = False
         self.pipeline: Any = None
         self.report: OptimizationReport | None = None
+        self.plan: PipelinePlan | None = None
 
     @property
     def config(self) -> MemoryOptimizationConfig:
@@ -93,8 +101,13 @@ class MemoryOptimizer:
         config.validate()
         self._asked, self._in_force = config, None
 
-    def optimize_pipeline(self, pipe: Any) -> Any:
+    def optimize_pipeline(
+        self, pipe: Any, work: Work | None = None, *, settled: pipelines.Settled | None = None
+    ) -> Any:
         """Apply the configuration to ``pipe`` and return the same object.
+
+        A budget is planned for the run ``work`` describes, ``None`` for one image of the pipeline's
+        default size; with another run than before the plan is made anew.
 
         Again with the same configuration it only brings back what a release took off the device
         and no hook would bring; with a changed one, with components
@@ -112,6 +125,7 @@ class MemoryOptimizer:
             self.pipeline is pipe
             and self._applied_from == self._asked.to_dict()
             and self._parts == pipelines.modules_of(pipe)
+            and (work is None or work == self._work or self._asked.budget_bytes is None)
         ):
             self._place_again()
             return pipe
@@ -120,7 +134,8 @@ class MemoryOptimizer:
         for other in _holders(pipe):
             other.undo()
         self._asked.validate(device_bytes=self._total)
-        self._apply(pipe)
+        self._work = work
+        self._apply(pipe, settled)
         self._unguard = guard(pipe, self._plain)
         vars(pipe)[_IN_FORCE] = self
         logger.info("%s", self.report.text() if self.report else "")
@@ -173,12 +188,13 @@ class MemoryOptimizer:
     ) -> None:
         self.undo()
 
-    def _apply(self, pipe: Any) -> None:
-        config, notes = pipelines.settle(self._asked, pipe, self.device)
+    def _apply(self, pipe: Any, settled: pipelines.Settled | None = None) -> None:
+        settled = settled or pipelines.settle(self._asked, pipe, self.device, self._work)
+        config, self.plan = settled.config, settled.plan
         entries: list[Outcome] = []
         self.pipeline, self._applied_from = pipe, self._asked.to_dict()
         try:
-            for outcome in pipelines.apply_all(config, pipe, self.device):
+            for outcome in pipelines.apply_all(config, pipe, self.device, self.plan):
                 entries.append(outcome)
                 if isinstance(outcome, Applied):
                     self._undos.append(outcome.undo)
@@ -200,7 +216,7 @@ class MemoryOptimizer:
         self._undos += [override(part, _IN_FORCE, weakref.ref(self)) for part in parts]
         self._undos += [guard_part(part, self._plain) for part in parts]
         self._in_force, self._chosen = config, config.to_dict()
-        self.report = OptimizationReport(config.level, str(self.device), entries, notes)
+        self.report = OptimizationReport(config.level, str(self.device), entries, settled.notes)
 
     def _take_back(self) -> None:
         """Undo in reverse, then leave nothing of the pipeline on a device it was not on before."""

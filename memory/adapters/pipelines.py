@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..device import snapshot
 from ..errors import ConfigError, TargetError
 from ..levels import MemoryOptimizationConfig
+from ..planner.planner import MARGIN
+from ..planner.work import Work
 from ..stages import DECODING, DENOISING, TEXT_ENCODING, stage_of
 from ..strategies import (
     attention,
@@ -24,6 +26,7 @@ from ..strategies import (
     group_offload,
     placement,
     sequential_offload,
+    turns,
     vae_slicing,
     vae_tiling,
 )
@@ -37,6 +40,9 @@ from .diffusers import (
     restore_offload,
 )
 
+if TYPE_CHECKING:
+    from .pipeline_plan import PipelinePlan
+
 __all__ = ["apply_all", "modules_of", "require_pipeline", "settle"]
 
 _DTYPES = {
@@ -49,13 +55,36 @@ _NAMES = {
     "component": component_offload.NAME,
     "sequential": sequential_offload.NAME,
     "group": group_offload.NAME,
+    "planned": turns.NAME,
 }
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What a pipeline gets on a device, and why; ``plan`` where a budget was planned by traces.
+
+    ``images``: how many of the run's are to be made at once; ``None`` = as many as it has.
+    """
+
+    config: MemoryOptimizationConfig
+    notes: list[str]
+    plan: PipelinePlan | None = None
+    images: int | None = None
+
+
 def settle(
-    config: MemoryOptimizationConfig, pipe: Any, device: torch.device
-) -> tuple[MemoryOptimizationConfig, list[str]]:
-    """The configuration this pipeline gets on this device (a budget may raise its level), and why.
+    config: MemoryOptimizationConfig,
+    pipe: Any,
+    device: torch.device,
+    work: Work | None = None,
+    *,
+    in_parts: bool = False,
+) -> Settled:
+    """The configuration this pipeline gets on this device; a budget plans it, or raises its level.
+
+    Args:
+        work: what is to be made under the budget; ``None`` = one image of the default size.
+        in_parts: whether a batch that does not fit may be made in parts.
 
     Raises:
         ConfigError, BudgetError, TargetError: as ``MemoryOptimizer.optimize_pipeline``.
@@ -64,7 +93,21 @@ def settle(
     if not parts:
         raise TargetError(f"this {type(pipe).__name__} has no component with weights loaded")
     notes = [config.reason] if config.reason else []
-    chosen, note = budget.fit(config, pipe, parts)
+    plan, images = None, None
+    chosen, note = config, None
+    if config.budget_bytes is not None and device.type != "cpu":
+        from .pipeline_plan import plan_batch, plan_pipeline
+
+        edge = budget._edge(pipe, parts)
+        if in_parts and work is not None:
+            plan, images = plan_batch(pipe, config, work, device)
+        else:
+            plan = plan_pipeline(pipe, config, work or Work(edge, edge), device)
+    if plan is not None:
+        chosen, note = plan.config, plan.note
+    elif config.budget_bytes is not None:
+        size = {} if work is None else {"edge": work.edge, "images": work.batch}
+        chosen, note = budget.fit(config, pipe, parts, **size)
     if note is not None:
         notes.append(note)
     for vae in _vaes(parts).values():
@@ -76,11 +119,14 @@ def settle(
             f"this {type(pipe).__name__} has no VAE loaded, and level {chosen.level.value} works "
             "on it; load one, or set enable_vae_tiling=False and enable_vae_slicing=False"
         )
-    return chosen, notes
+    return Settled(chosen, notes, plan, images)
 
 
 def apply_all(
-    config: MemoryOptimizationConfig, pipe: Any, device: torch.device
+    config: MemoryOptimizationConfig,
+    pipe: Any,
+    device: torch.device,
+    plan: PipelinePlan | None = None,
 ) -> Iterator[Outcome]:
     """Apply one strategy after the other; the caller undoes what was yielded if a later one fails.
 
@@ -92,7 +138,8 @@ def apply_all(
     if config.fp8_storage and device.type == "mps":
         yield Skipped(fp8_layerwise.NAME, "pipeline", "Metal has no float8 type: weights stay")
     elif config.fp8_storage:
-        yield from _fp8(config, parts)
+        chosen = parts if plan is None or plan.turns is None else {n: parts[n] for n in plan.fp8}
+        yield from _fp8(config, chosen)
         if not config.keep_originals:
             yield Skipped("keep_originals=False", "pipeline", "for ComfyUI's own models only")
     if config.forward_chunk_size is not None:
@@ -113,7 +160,7 @@ def apply_all(
             lambda part, name: attention.apply(kernel, part, name),
         )
     yield from _vae(config, _vaes(parts))
-    yield from _offload(config, pipe, parts, device)
+    yield from _offload(config, pipe, parts, device, plan)
     if config.cleanup != "off" and device.type != "cpu":
         yield from cleanup_moments.apply(cleanup_moments.CleanupMoments(config, device), pipe)
 
@@ -161,7 +208,10 @@ def _vae(config: MemoryOptimizationConfig, vaes: dict[str, torch.nn.Module]) -> 
 
 def _tile(config: MemoryOptimizationConfig, vae: torch.nn.Module, name: str) -> Outcome:
     if exact_tiling.wanted(config):
-        exactly = exact_tiling.ExactTiling(config.tile_for, config.budget_bytes)
+        limit = config.budget_bytes
+        if limit is not None and config.offload == "planned":
+            limit = int(limit / (1 + MARGIN))
+        exactly = exact_tiling.ExactTiling(config.tile_for, limit)
         outcome = exact_tiling.apply(exactly, vae, name)
         if isinstance(outcome, Applied):
             if config.vae_tile_overlap != 0.25:
@@ -182,6 +232,7 @@ def _offload(
     pipe: Any,
     parts: dict[str, torch.nn.Module],
     device: torch.device,
+    plan: PipelinePlan | None,
 ) -> Iterator[Outcome]:
     if device.type == "cpu":
         if config.offload != "none":
@@ -202,6 +253,8 @@ def _offload(
             yield Skipped(component_offload.NAME, "pipeline", reason)
     if offload == "none":
         yield from placement.apply(placement.Placement(device, only), pipe)
+    elif offload == "planned" and plan is not None:
+        yield from turns.apply(turns.Turns(device, plan.shares, only), pipe)
     elif offload == "component":
         yield from component_offload.apply(component_offload.ComponentOffload(device), pipe)
     elif offload == "sequential":
