@@ -20,6 +20,7 @@ _LIBRARY = {
     "MemoryOptimizer": ".memory.optimizer",
     "OptimizationLevel": ".memory.levels",
     "Receipt": ".memory.cleanup",
+    "plan": ".memory.plan",
     "release": ".memory.cleanup",
     "snapshot": ".memory.device",
 }

@@ -18,12 +18,11 @@ from ..memory.levels import (
     MemoryOptimizationConfig,
     OptimizationLevel,
 )
+from ..memory.plan import DEFAULT_CARD, DEFAULT_SIZE, SIZES, profile_of
 from ..memory.units import gb_to_bytes
 from .child import command
 
 _PYTHONS = ("bin/python", "Scripts/python.exe")
-DEFAULT_CARD = "RTX 3060"
-SIZES = {"sd15": 512, "tiny-sd15": 128, "tiny-sdxl": 128, "tiny-flux": 128, "sdxl-small": 512}
 LEVELS = ("none", "balanced", "aggressive", "ultra")
 
 
@@ -46,6 +45,9 @@ def add_arguments(commands: Any) -> None:
     plan.add_argument("--card", help=f"a graphics card (default: this machine's or {DEFAULT_CARD})")
     plan.add_argument("--comfyui", type=Path, metavar="FOLDER", help="plan with that ComfyUI")
     plan.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    plan.add_argument(
+        "--chart", type=Path, metavar="PNG", help="draw time over peak for budgets on three cards"
+    )
     plan.add_argument("--published", action="store_true", help="beside published measurements")
     plan.add_argument("--speed", action="store_true", help="how long planning SDXL takes here")
     plan.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON, to FILE if given")
@@ -61,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
         from . import plan_speed, published
 
         result: Any = published.compare() if options.published else plan_speed.measure()
+    elif options.chart is not None:
+        result = _chart(options.chart)
     elif options.model is None:
         raise ConfigError("--model names what to plan: sdxl, flux, sd15, a folder or a file")
     else:
@@ -75,6 +79,18 @@ def run(options: argparse.Namespace) -> int:
     return int(getattr(result, "failed", False))
 
 
+def _chart(path: Path) -> Any:
+    from . import plan_chart
+    from .chart import WITHOUT_MATPLOTLIB
+    from .files import make_writable
+
+    make_writable("--chart", path)
+    result = plan_chart.curves()
+    if not plan_chart.draw(result, path):
+        print(WITHOUT_MATPLOTLIB)
+    return result
+
+
 def planned(options: argparse.Namespace) -> Any:
     """The predictions of every level, and the plan of a budget."""
     from ..memory.planner.cache import TraceCache
@@ -86,7 +102,7 @@ def planned(options: argparse.Namespace) -> Any:
     started = time.perf_counter()
     store = TraceCache(folder() / "traces")
     work, subject = _subject(options, store)
-    profile = _profile(options.card)
+    profile = profile_of(options.card)
     budget = options.budget_gb if options.budget_gb is not None else subject.budget_gb
     asked = options.level or (None if budget is not None else subject.level)
     limits = Limits(
@@ -111,6 +127,8 @@ def planned(options: argparse.Namespace) -> Any:
             result.rows["budget"] = result.budget.prediction
             if options.level is None:
                 result.chosen = "budget"
+        if work.batch > 1 and hasattr(subject, "images_at_once"):
+            result.largest_batch = subject.images_at_once(limits, costs)
     result.notes += subject.notes
     result.seconds = time.perf_counter() - started
     return result
@@ -121,7 +139,7 @@ def _subject(options: argparse.Namespace, store: Any) -> tuple[Any, Any]:
 
     path = Path(options.model).expanduser()
     graph = path.suffix == ".json"
-    edge = options.size or SIZES.get(options.model, 1024)
+    edge = options.size or SIZES.get(options.model, DEFAULT_SIZE)
     work = Work(
         width=options.width or edge,
         height=options.height or edge,
@@ -161,26 +179,3 @@ def _level(asked: str | None) -> str:
     if level in CHOSEN_FOR_YOU:
         return MemoryOptimizationConfig.auto().level.value
     return level.value
-
-
-def _profile(card: str | None) -> Any:
-    """The card asked for; this machine's; else a common one, as it says."""
-    from ..memory import backend
-    from ..memory.device import snapshot
-    from ..memory.profile_published import published
-
-    if card is not None:
-        found = published(card)
-        if found is None:
-            raise ConfigError(
-                f"--card {card} is not listed; leave it out for this machine's, or give a listed "
-                f"one such as {DEFAULT_CARD}"
-            )
-        return found
-    if backend.available_types():
-        import torch
-
-        from ..memory.profiles import known
-
-        return known(snapshot().name, str(torch.__version__))
-    return published(DEFAULT_CARD)

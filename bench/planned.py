@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..memory.planner.batches import split
 from ..memory.planner.ladder import Climb
 from ..memory.planner.planner import Limits
 from ..memory.planner.predict import STAGES, Prediction
@@ -31,6 +32,7 @@ class Planned:
     rows: dict[str, Prediction] = field(default_factory=dict)
     chosen: str = ""
     budget: Climb | Any | None = None
+    largest_batch: int | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -47,6 +49,7 @@ class Planned:
             "level": self.chosen,
             **(self.rows[self.chosen].to_dict() if self.chosen in self.rows else {}),
             "levels": {name: row.to_dict() for name, row in self.rows.items()},
+            "largest_batch": self.largest_batch,
             "plan": None if self.budget is None else self.budget.to_dict(),
             "notes": [PREDICTED, *self.notes],
             "planning_seconds": round(self.seconds, 3),
@@ -96,7 +99,7 @@ class Planned:
         found = self.budget.to_dict()
         budget = format_bytes(self.limits.budget)
         if not found["fits"]:
-            return ["\n".join(found["advice"])]
+            return ["\n".join((*found["advice"], *self._batch()))]
         lines = [f"Within {budget}, {self.limits.margin:.0%} of it kept free:"]
         if found.get("level"):
             changes = ", ".join(f"{k}={v}" for k, v in found["changes"].items())
@@ -111,7 +114,16 @@ class Planned:
         lines.append(
             f"  smallest budget that would do: {format_bytes(self.budget.smallest_budget)}"
         )
-        return ["\n".join(lines)]
+        return ["\n".join((*lines, *self._batch()))]
+
+    def _batch(self) -> list[str]:
+        if self.largest_batch is None:
+            return []
+        said = f"  largest batch that fits: {self.largest_batch}"
+        if 0 < self.largest_batch < self.work.batch:
+            parts = split(self.work.batch, self.largest_batch)
+            said += f"; the {self.work.batch} images are made in parts of {max(parts)} or fewer"
+        return [said]
 
 
 def _gb(count: int) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import foresight, verified
 from .adjust import check_config
-from .candidates import same_effect
 from .errors import TargetError
 from .later import planning
 from .units import format_bytes
@@ -110,15 +110,16 @@ def generate(
     chosen = _fitted(handle, request)
     config = chosen.config
     _make_room(handle, chosen, request)
-    shape = (request.batch_size, request.height, request.width)
+    shape = (chosen.images or request.batch_size, request.height, request.width)
     monitor = None
     try:
         with _watched(handle, config):
-            _bring_under(handle, config, _work(request))
+            _bring_under(handle, chosen, request)
             try:
                 monitor = MemoryMonitor(handle.optimizer, False, device=handle.device, images=shape)
                 with monitor:
-                    images = run(handle.pipeline, request, progress_for(handle.pipeline, request))
+                    progress = progress_for(handle.pipeline, request)
+                    images = run(handle.pipeline, request, progress, chosen.images)
             except BaseException as error:  # an interrupt of ComfyUI's is no Exception
                 handle.loaded.settle(config, handle.device, error)
                 raise
@@ -142,10 +143,22 @@ def _handle(pipeline: Any) -> PipelineHandle:
     return pipeline
 
 
-def _edge(request: Request) -> int:
-    from .strategies.budget import edge_of_area
+def _fitted(handle: PipelineHandle, request: Request) -> Chosen:
+    """The handle's configuration settled for this size and batch, or for a part of the batch."""
+    from .adapters.pipelines import settle
+    from .backend import device_of
 
-    return edge_of_area(request.width, request.height)
+    device = device_of(handle.device)
+    chosen = settle(handle.config, handle.pipeline, device, _work(request), in_parts=True)
+    for note in chosen.notes if foresight.wants(handle.config) else ():
+        logger.info("%s x %s pixels: %s", request.width, request.height, note)
+    if chosen.images is not None and chosen.images < request.batch_size:
+        logger.info(
+            "the budget holds %s of the %s images at once: they are made in parts",
+            chosen.images,
+            request.batch_size,
+        )
+    return chosen
 
 
 def _work(request: Request) -> Work:
@@ -156,36 +169,10 @@ def _work(request: Request) -> Work:
     return Work(*size, batch=request.batch_size, steps=request.steps, guided=guided)
 
 
-def _fitted(handle: PipelineHandle, request: Request) -> Chosen:
-    """The handle's configuration settled for this size and batch: FASTEST, and a budget."""
-    from .adapters.diffusers import modules_of
-    from .adapters.pipeline_choice import choose
-    from .backend import device_of
-
-    pipeline, work = handle.pipeline, _work(request)
-    chosen = choose(handle.config, pipeline, modules_of(pipeline), device_of(handle.device), work)
-    for note in chosen.notes if foresight.wants(handle.config) else ():
-        logger.info("%s x %s pixels: %s", request.width, request.height, note)
-    return chosen
-
-
-def _bring_under(handle: PipelineHandle, config: MemoryOptimizationConfig, work: Work) -> None:
-    """Bring the pipeline under ``config``, which has been settled for the request.
-
-    As if it had been chosen by hand: the optimizer would settle it anew, for the pipeline's default
-    size.
-    """
-    from .backend import device_of
-
-    current = handle.optimizer
-    settled = config.replace(budget_bytes=None, requested_level=config.level)
-    if (
-        current is not None
-        and current.device == device_of(handle.device)
-        and same_effect(current.config.replace(budget_bytes=None), settled)
-    ):
-        return
-    handle.loaded.apply(settled, handle.device, work)
+def _bring_under(handle: PipelineHandle, chosen: Chosen, request: Request) -> None:
+    """Bring the pipeline under what the handle's configuration was settled to for this request."""
+    work = replace(_work(request), batch=chosen.images or request.batch_size)
+    handle.loaded.apply(handle.config, handle.device, work, chosen)
 
 
 @contextmanager
@@ -213,14 +200,13 @@ def _watched(handle: PipelineHandle, config: MemoryOptimizationConfig) -> Iterat
 
 def _make_room(handle: PipelineHandle, chosen: Chosen, request: Request) -> None:
     """Have other models leave the device where this run needs the room: ComfyUI's, then ours."""
-    config = chosen.config
     from .adapters import comfy
     from .adapters.pipelines_loader import bytes_wanted
 
     if comfy.present():
         from .adapters.comfy.models import make_room
 
-        freed = make_room(bytes_wanted(handle.pipeline, config.offload))
+        freed = make_room(bytes_wanted(handle.pipeline, chosen.config.offload))
         if freed:
             logger.info("ComfyUI gave back %s for a diffusers pipeline", format_bytes(freed))
     _release_idle_pipelines(handle, chosen, request)
@@ -239,8 +225,8 @@ def _release_idle_pipelines(handle: PipelineHandle, chosen: Chosen, request: Req
     predicted = [stage.predicted for stage in chosen.stages if stage.predicted is not None]
     need = max(predicted, default=0)
     if not need:
-        parts = modules_of(handle.pipeline)
-        edge, images = _edge(request), request.batch_size
+        parts, images = modules_of(handle.pipeline), request.batch_size
+        edge = _work(request).edge
         need = budget.estimate(config, handle.pipeline, parts, edge=edge, images=images).total
     wanted = need + need // _MARGIN
     for other in live_pipelines():

@@ -2,6 +2,7 @@
 
 Three owners of a weight are told apart, because each wants it back differently:
 
+* Lowtide's own turns keep the host's tensors, and put them back;
 * diffusers' group offload keeps a host copy: its groups offload themselves;
 * accelerate's sequential offload keeps the weights in a map and ``meta`` tensors in the module:
   a forward that broke off is finished, nothing is copied;
@@ -20,6 +21,9 @@ import torch
 
 from .tensors import device_bytes, on_accelerator, replace_plain
 
+LEAVE = "_lowtide_leave"
+"""The attribute of a component under which its turns (``strategies/turns``) say how it leaves."""
+
 
 def evict(owner: Any, device: torch.device | None = None) -> int:
     """Leave ``owner`` without a byte on ``device`` (``None`` = any accelerator).
@@ -31,6 +35,7 @@ def evict(owner: Any, device: torch.device | None = None) -> int:
     if not held:
         return 0
     if isinstance(owner, torch.nn.Module):
+        _leave_turn(owner)
         for module in owner.modules():
             _offload_groups(module, device)
             _finish_offload(module, device)
@@ -39,6 +44,13 @@ def evict(owner: Any, device: torch.device | None = None) -> int:
     else:
         replace_plain(owner, lambda tensor: _host_copy(tensor, device))
     return held
+
+
+def _leave_turn(component: torch.nn.Module) -> None:
+    """Let a component that takes turns on the device leave as after its turn."""
+    leave = vars(component).get(LEAVE)
+    if leave is not None:
+        leave()
 
 
 def _host_copy(tensor: torch.Tensor, device: torch.device | None) -> torch.Tensor:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from . import candidates, learning
 from .errors import BudgetError, LowtideError
@@ -20,6 +21,9 @@ from .recall import Recall
 from .stage_names import DECODING
 from .units import format_bytes, givable
 from .verified import Verified
+
+if TYPE_CHECKING:
+    from .adapters.pipeline_plan import PipelinePlan
 
 logger = logging.getLogger("lowtide")
 
@@ -93,6 +97,8 @@ class Chosen:
         stages: what a run is predicted to need; empty where that is not known.
         predicted: whether predictions settled it.
         prepare: records what was missing for that; for after the run. ``None``: nothing was.
+        plan: a budget's plan, where each component has a share of the device.
+        images: how many of the run's are to be made at once; ``None`` = as many as it has.
     """
 
     config: MemoryOptimizationConfig
@@ -100,6 +106,17 @@ class Chosen:
     stages: list[Verified] = field(default_factory=list)
     predicted: bool = False
     prepare: Callable[[], None] | None = None
+    plan: PipelinePlan | None = None
+    images: int | None = None
+
+    def runs(self) -> MemoryOptimizationConfig:
+        """What is to be applied: what was predicted, and nothing that would use what is left.
+
+        A plan counts on its VAE to keep maps on the device as far as the budget leaves room.
+        """
+        if not self.predicted or (self.plan is not None and self.plan.shares):
+            return self.config
+        return self.config.replace(budget_bytes=None)
 
 
 def wants(config: MemoryOptimizationConfig) -> bool:

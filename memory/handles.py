@@ -21,6 +21,7 @@ from .targets import parts_of
 from .tensors import device_bytes
 
 if TYPE_CHECKING:
+    from .foresight import Chosen
     from .optimizer import MemoryOptimizer
     from .planner.work import Work
 
@@ -46,23 +47,27 @@ class LoadedPipeline:
         return sum(device_bytes(part, device) for _, part in parts_of(self.pipeline))
 
     def apply(
-        self, config: MemoryOptimizationConfig, device: Any = None, work: Work | None = None
+        self,
+        config: MemoryOptimizationConfig,
+        device: Any = None,
+        work: Work | None = None,
+        chosen: Chosen | None = None,
     ) -> MemoryOptimizer:
         """Apply ``config``, undoing what was applied before; nothing if it is in force already.
 
         Args:
-            work: the run to apply it for, as ``MemoryOptimizer.optimize_pipeline`` takes it.
+            work, chosen: as ``MemoryOptimizer.optimize_pipeline`` takes them.
         """
         from .optimizer import MemoryOptimizer
 
         key = (config.to_dict(), str(device))
         if self.optimizer is not None:
             if self._key == key:
-                self.optimizer.optimize_pipeline(self.pipeline, work)
+                self.optimizer.optimize_pipeline(self.pipeline, work, chosen=chosen)
                 return self.optimizer
             self.undo()
         optimizer = MemoryOptimizer(config.replace(), device=device)
-        optimizer.optimize_pipeline(self.pipeline, work)
+        optimizer.optimize_pipeline(self.pipeline, work, chosen=chosen)
         self.optimizer, self._key = optimizer, key
         return optimizer
 

@@ -45,7 +45,8 @@ class MemoryOptimizationConfig:
             level is settled again by whoever applies the configuration.
         reason: why that level, one sentence.
         offload: ``component`` moves whole components to the device for their turn, ``sequential``
-            one leaf module after the other, ``group`` leaves or blocks with prefetch.
+            one leaf module after the other, ``group`` leaves or blocks with prefetch. ``planned``
+            is what a budget comes to: a share of the device for each component in its turn.
         group_offload_type: ``leaf_level`` or ``block_level``; only with ``offload="group"``.
         group_blocks: blocks moved together; only with ``block_level``.
         use_stream: copy beside the computation; ``None`` = where the device has streams.

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import backend
 from .adapters import pipelines
+from .adapters.pipeline_plan import same_plan
 from .candidates import same_effect
 from .cleanup import cleanup_due, release
 from .device import snapshot
@@ -36,6 +37,10 @@ from .strategies.structure import guard, guard_part
 from .targets import parts_of
 from .verified import Verified
 
+if TYPE_CHECKING:
+    from .adapters.pipeline_plan import PipelinePlan
+    from .foresight import Chosen
+
 logger = logging.getLogger("lowtide")
 
 
@@ -48,6 +53,8 @@ class MemoryOptimizer:
     Attributes:
         pipeline: the optimised pipeline, None when there is none.
         report: what was done to it; stays readable after the undo.
+        plan: what a budget came to, with its prediction; None without a budget, or where the
+            pipeline cannot be traced and an estimate chose a level.
         device: where it computes.
     """
 
@@ -85,6 +92,7 @@ class MemoryOptimizer:
         self._suspended = False
         self.pipeline: Any = None
         self.report: OptimizationReport | None = None
+        self.plan: PipelinePlan | None = None
 
     @property
     def config(self) -> MemoryOptimizationConfig:
@@ -96,11 +104,14 @@ class MemoryOptimizer:
         config.validate()
         self._asked, self._in_force = config, None
 
-    def optimize_pipeline(self, pipe: Any, work: Work | None = None) -> Any:
+    def optimize_pipeline(
+        self, pipe: Any, work: Work | None = None, *, chosen: Chosen | None = None
+    ) -> Any:
         """Apply the configuration to ``pipe`` and return the same object.
 
         FASTEST and a budget are settled for the run ``work`` describes, ``None`` for one image of
-        the pipeline's default size; what it is predicted to need is in the report.
+        the pipeline's default size; what it is predicted to need is in the report. ``chosen``:
+        what they were settled to already.
 
         Again with the same configuration it only brings back what a release took off the device
         and no hook would bring; with a changed one, with components
@@ -118,7 +129,7 @@ class MemoryOptimizer:
             self.pipeline is pipe
             and self._applied_from == self._asked.to_dict()
             and self._parts == pipelines.modules_of(pipe)
-            and self._serves(work)
+            and self._serves(work, chosen)
         ):
             self._place_again()
             return pipe
@@ -128,7 +139,7 @@ class MemoryOptimizer:
             other.undo()
         self._asked.validate(device_bytes=self._total)
         self._work = work
-        self._apply(pipe)
+        self._apply(pipe, chosen)
         self._unguard = guard(pipe, self._plain)
         vars(pipe)[MARK] = self
         logger.info("%s", self.report.text() if self.report else "")
@@ -142,13 +153,16 @@ class MemoryOptimizer:
             return ()
         return tuple(e.component for e in self.report.applied if e.strategy == placement.NAME)
 
-    def _serves(self, work: Work | None) -> bool:
+    def _serves(self, work: Work | None, chosen: Chosen | None) -> bool:
         """Whether what is in force is what ``work`` would be given; ``None`` is any run."""
-        if work is None or work == self._work:
+        if work is None or (work == self._work and chosen is None):
             return True
-        chosen = pipelines.settle(self._asked, self.pipeline, self.device, work)
+        chosen = chosen or pipelines.settle(self._asked, self.pipeline, self.device, work)
         if self._in_force is None or not same_effect(chosen.config, self._in_force):
             return False
+        if not same_plan(chosen.plan, self.plan):
+            return False
+        self.plan = chosen.plan
         self._work, self._prepare = work, chosen.prepare
         if self.report is not None:
             self.report = replace(self.report, notes=chosen.notes, stages=chosen.stages)
@@ -202,15 +216,13 @@ class MemoryOptimizer:
     ) -> None:
         self.undo()
 
-    def _apply(self, pipe: Any) -> None:
-        chosen = pipelines.settle(self._asked, pipe, self.device, self._work)
-        config = chosen.config
-        # What was predicted is what runs: a budget would let the VAE use what is left of it.
-        runs = config.replace(budget_bytes=None) if chosen.predicted else config
+    def _apply(self, pipe: Any, chosen: Chosen | None = None) -> None:
+        chosen = chosen or pipelines.settle(self._asked, pipe, self.device, self._work)
+        config, self.plan = chosen.config, chosen.plan
         entries: list[Outcome] = []
         self.pipeline, self._applied_from = pipe, self._asked.to_dict()
         try:
-            for outcome in pipelines.apply_all(runs, pipe, self.device):
+            for outcome in pipelines.apply_all(chosen.runs(), pipe, self.device, self.plan):
                 entries.append(outcome)
                 if isinstance(outcome, Applied):
                     self._undos.append(outcome.undo)

@@ -94,7 +94,7 @@ _CHECKS: dict[str, _Check] = {
     "level": _anything,
     "requested_level": _anything,
     "reason": _text,
-    "offload": _one_of("none", "component", "sequential", "group"),
+    "offload": _one_of("none", "component", "sequential", "group", "planned"),
     "group_offload_type": _one_of("leaf_level", "block_level"),
     "group_blocks": _count(1),
     "use_stream": _flag_or_none,
@@ -151,7 +151,7 @@ def check_combinations(
     config: MemoryOptimizationConfig, *, device_bytes: int | None, vae_factor: int | None
 ) -> None:
     """Raise for settings that exclude each other; see MemoryOptimizationConfig.validate."""
-    for rule in (_group, _streams, _fp8, _vae, _attention, _cleanup):
+    for rule in (_group, _planned, _streams, _fp8, _vae, _attention, _cleanup):
         rule(config)
     _tile_against_factor(config, vae_factor)
     _budget_against_device(config, device_bytes)
@@ -180,6 +180,14 @@ def _group(config: MemoryOptimizationConfig) -> None:
         raise ConfigError(
             f"`group_blocks` = {config.group_blocks} and `use_stream` = True exclude each other: "
             "with streams one block is prefetched at a time; set group_blocks=1 or use_stream=False"
+        )
+
+
+def _planned(config: MemoryOptimizationConfig) -> None:
+    if config.offload == "planned" and config.budget_bytes is None:
+        raise ConfigError(
+            "`offload` = 'planned' is what a budget chooses for a diffusers pipeline; set "
+            "`budget_bytes`, or another `offload`"
         )
 
 

@@ -44,6 +44,7 @@ class PipelineTraces:
         attention: str = "fused",
         store: TraceCache | None = None,
     ) -> None:
+        self.pipe = pipe
         self.work = work
         self.attention = attention
         self.store = store

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, TargetError
+from ..planner.batches import split
 from ..stages import DECODING, DENOISING, stage_of
 from .progress import Progress
 
@@ -65,40 +66,66 @@ def check(pipeline: Any, request: Request) -> None:
         )
 
 
-def run(pipeline: Any, request: Request, progress: Progress) -> torch.Tensor:
-    """Images (batch, height, width, 3), float32 in 0..1, on the CPU."""
+def run(
+    pipeline: Any, request: Request, progress: Progress, at_once: int | None = None
+) -> torch.Tensor:
+    """Images (batch, height, width, 3), float32 in 0..1, on the CPU.
+
+    Each image starts from noise of its own, whose seed is the request's plus its number: so the
+    images are the same however they are divided, up to the rounding of a smaller batch.
+
+    Args:
+        at_once: images that are made together; ``None`` = all.
+    """
+    sizes = split(request.batch_size, at_once or request.batch_size)
+    bar = dict(getattr(pipeline, "_progress_bar_config", {}))
+    pipeline.set_progress_bar_config(**{**bar, "disable": True})
+    made: list[torch.Tensor] = []
+    done = 0
+    try:
+        for number, size in enumerate(sizes):
+            progress.check()
+            report = _reporter(request.steps, progress, number, len(sizes))
+            given = _arguments(pipeline, request, done, size, report)
+            # ComfyUI runs nodes in inference mode, whose tensors offload hooks could not write to
+            # afterwards.
+            with torch.inference_mode(False), torch.no_grad():
+                made.append(_as_images(pipeline(**given).images))
+            done += size
+        return made[0] if len(made) == 1 else torch.cat(made)
+    finally:
+        pipeline.set_progress_bar_config(**{"disable": False, **bar})
+
+
+def _arguments(
+    pipeline: Any, request: Request, first: int, count: int, report: Any
+) -> dict[str, Any]:
+    """What the pipeline takes of a request, for ``count`` images from number ``first`` on."""
     takes = inspect.signature(type(pipeline).__call__).parameters
+    # On the CPU, so that every device and every level starts from the same noise.
+    noise = [
+        torch.Generator("cpu").manual_seed((request.seed + number) % _SEED_LIMIT)
+        for number in range(first, first + count)
+    ]
     arguments: dict[str, Any] = {
         "prompt": request.prompt,
         "width": request.width,
         "height": request.height,
         "num_inference_steps": request.steps,
-        "num_images_per_prompt": request.batch_size,
+        "num_images_per_prompt": count,
         "guidance_scale": request.guidance,
-        # On the CPU, so that every device and every level starts from the same noise.
-        "generator": torch.Generator("cpu").manual_seed(request.seed),
+        "generator": noise if count > 1 else noise[0],
         "output_type": "pt",
-        "callback_on_step_end": _reporter(request.steps, progress),
+        "callback_on_step_end": report,
     }
     if request.negative:
         arguments["negative_prompt"] = request.negative
-    given = {name: value for name, value in arguments.items() if name in takes}
-    bar = dict(getattr(pipeline, "_progress_bar_config", {}))
-    pipeline.set_progress_bar_config(**{**bar, "disable": True})
-    try:
-        progress.check()
-        # ComfyUI runs nodes in inference mode, whose tensors offload hooks could not write to
-        # afterwards.
-        with torch.inference_mode(False), torch.no_grad():
-            images = pipeline(**given).images
-            return _as_images(images)
-    finally:
-        pipeline.set_progress_bar_config(**{"disable": False, **bar})
+    return {name: value for name, value in arguments.items() if name in takes}
 
 
-def _reporter(steps: int, progress: Progress) -> Any:
+def _reporter(steps: int, progress: Progress, part: int, parts: int) -> Any:
     def report(_pipeline: Any, step: int, _timestep: Any, held: dict[str, Any]) -> dict[str, Any]:
-        progress.step(step + 1, steps, held.get("latents"))
+        progress.step(part * steps + step + 1, parts * steps, held.get("latents"))
         progress.check()
         return held
 

@@ -14,13 +14,18 @@ from typing import Any
 import torch
 
 from .. import backend, candidates, foresight, monitor_rows
-from ..errors import ConfigError
+from ..errors import BudgetError, ConfigError
 from ..foresight import Chosen, TooSlow, Unpredicted
 from ..levels import MemoryOptimizationConfig, OptimizationLevel
+from ..planner.planner import MARGIN
 from ..planner.work import Work
 from ..strategies import budget
 from .diffusers import modules_of
-from .pipeline_plans import PipelineForesight
+from .pipeline_plan import plan_batch
+from .pipeline_plans import PipelineForesight, foreseen, key_of_run
+
+_TIMES_PLANNED = 2
+"""The second time with what past runs of the first plan were seen to need."""
 
 
 def usual(pipe: Any, parts: Mapping[str, torch.nn.Module]) -> Work:
@@ -35,11 +40,14 @@ def choose(
     parts: Mapping[str, torch.nn.Module],
     device: torch.device,
     work: Work | None = None,
+    *,
+    in_parts: bool = False,
 ) -> Chosen:
     """What ``config`` comes to for a run of ``pipe``.
 
     Args:
         work: the run; ``None`` = one image of the pipeline's default size.
+        in_parts: whether a batch that does not fit a budget may be made in parts.
 
     Raises:
         BudgetError: no level keeps the budget; the message names the smallest.
@@ -50,6 +58,10 @@ def choose(
         return _estimated(config, pipe, parts, work, [])
     if not foresight.wants(config):
         return _by_hand(config, pipe, device, asked)
+    if config.budget_bytes is not None:
+        planned = _planned(config, pipe, device, asked, in_parts)
+        if planned is not None:
+            return planned
     try:
         foresee = PipelineForesight(pipe, asked, device)
     except Unpredicted as why:
@@ -86,6 +98,43 @@ def usable(device: torch.device) -> int | None:
     """Bytes of the device this process may use in all: free, or held by itself."""
     info = backend.mem_get_info(device)
     return None if info is None else info[0] + (backend.reserved(device) or 0)
+
+
+def _planned(
+    config: MemoryOptimizationConfig, pipe: Any, device: torch.device, work: Work, in_parts: bool
+) -> Chosen | None:
+    """A budget's plan, made anew with more kept free where past runs of it needed more.
+
+    ``None`` where there is none, or where what is free is what it does not fit.
+    """
+    budget_bytes = config.budget_bytes or 0
+    free = usable(device) if config.requested_level is OptimizationLevel.FASTEST else None
+    limit = budget_bytes if free is None else min(budget_bytes, free)
+    asked, history, margin = config.replace(budget_bytes=limit), foresight.recall(config), MARGIN
+    plan = None
+    for _ in range(_TIMES_PLANNED):
+        try:
+            plan, images = plan_batch(pipe, asked, work, device, margin, in_parts=in_parts)
+        except BudgetError:
+            if limit < budget_bytes:
+                return None
+            raise
+        if plan is None:
+            return None
+        chosen = plan.config.replace(budget_bytes=budget_bytes)
+        key = key_of_run(pipe, chosen, replace(work, batch=images), device)
+        way = foreseen(chosen, plan.prediction, key)
+        more = [history.correction(key, it.stage) for it in way.prediction.stages if history]
+        need = max(
+            (it.peak * by for it, by in zip(way.prediction.stages, more, strict=False)), default=0
+        )
+        if need <= limit:
+            break
+        margin = need / plan.prediction.peak_allocated - 1 + MARGIN
+    assert plan is not None
+    told = foresight.expect(way, history, whole=True)
+    notes = [*([config.reason] if config.reason else []), plan.note]
+    return Chosen(chosen, notes, told, True, plan=plan, images=images)
 
 
 def _by_hand(

@@ -16,6 +16,7 @@ from ..device import snapshot
 from ..errors import LowtideError
 from ..fitting import MARGIN, Prediction, Stage
 from ..foresight import Foreseen, TooSlow, Unpredicted
+from ..history_rows import Key
 from ..levels import MemoryOptimizationConfig
 from ..planner import planner, recent
 from ..planner.predict import Prediction as Predicted
@@ -35,6 +36,28 @@ PATIENCE = 0.5
 
 A_MODULE, A_TILED_MODULE = 3e-3, 12e-3
 """Seconds that tracing takes for each module of a component, about; of a VAE in tiles, more."""
+
+
+def key_of_run(pipe: Any, config: MemoryOptimizationConfig, work: Work, device: Any) -> Key:
+    """What the history keeps a run of ``pipe`` under."""
+    return pipeline_key(
+        snapshot(device),
+        type(pipe).__name__,
+        modules_of(pipe).values(),
+        config,
+        (work.batch, work.height, work.width),
+        str(torch.__version__),
+    )
+
+
+def foreseen(config: MemoryOptimizationConfig, found: Predicted, key: Key) -> Foreseen:
+    """A prediction of the planner's, by the history's names of stages."""
+    margin = MARGIN if config.budget_bytes is None else planner.MARGIN
+    stages = tuple(
+        Stage(key, OF_PLANNER[name], stage.peak_allocated_bytes, stage.seconds, margin)
+        for name, stage in found.stages.items()
+    )
+    return Foreseen(config, Prediction(config.level.value, stages))
 
 
 class PipelineForesight:
@@ -65,14 +88,7 @@ class PipelineForesight:
         found = snapshot(device)
         version = str(torch.__version__)
         self.profile = known(found.name, version)
-        self._key = lambda config: pipeline_key(
-            found,
-            type(pipe).__name__,
-            modules_of(pipe).values(),
-            config,
-            (work.batch, work.height, work.width),
-            version,
-        )
+        self._key = lambda config: key_of_run(pipe, config, work, device)
 
     def __call__(self, config: MemoryOptimizationConfig) -> Foreseen:
         """What the run needs under ``config``, whose budget changes nothing of it.
@@ -80,14 +96,8 @@ class PipelineForesight:
         Raises:
             Unpredicted: a trace is missing and would take too long, or cannot be recorded.
         """
-        margin = MARGIN if config.budget_bytes is None else planner.MARGIN
         found = self._predicted(config.replace(budget_bytes=None))
-        key = self._key(config)
-        stages = tuple(
-            Stage(key, OF_PLANNER[name], stage.peak_allocated_bytes, stage.seconds, margin)
-            for name, stage in found.stages.items()
-        )
-        return Foreseen(config, Prediction(config.level.value, stages))
+        return foreseen(config, found, self._key(config))
 
     def prepare(self, configs: Iterable[MemoryOptimizationConfig]) -> None:
         """Record what is missing for ``configs``, however long it takes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,7 @@ from ..device import snapshot
 from ..errors import ConfigError, TargetError
 from ..foresight import Chosen
 from ..levels import MemoryOptimizationConfig
+from ..planner.planner import MARGIN
 from ..planner.work import Work
 from ..stages import DECODING, DENOISING, TEXT_ENCODING, stage_of
 from ..strategies import (
@@ -25,6 +26,7 @@ from ..strategies import (
     group_offload,
     placement,
     sequential_offload,
+    turns,
     vae_slicing,
     vae_tiling,
 )
@@ -39,6 +41,9 @@ from .diffusers import (
 )
 from .pipeline_choice import choose, ran_out
 
+if TYPE_CHECKING:
+    from .pipeline_plan import PipelinePlan
+
 __all__ = ["apply_all", "modules_of", "ran_out", "require_pipeline", "settle"]
 
 _DTYPES = {
@@ -51,16 +56,23 @@ _NAMES = {
     "component": component_offload.NAME,
     "sequential": sequential_offload.NAME,
     "group": group_offload.NAME,
+    "planned": turns.NAME,
 }
 
 
 def settle(
-    config: MemoryOptimizationConfig, pipe: Any, device: torch.device, work: Work | None = None
+    config: MemoryOptimizationConfig,
+    pipe: Any,
+    device: torch.device,
+    work: Work | None = None,
+    *,
+    in_parts: bool = False,
 ) -> Chosen:
     """The configuration this pipeline gets on this device for a run, and why.
 
     Args:
         work: the run; ``None`` = one image of the pipeline's default size.
+        in_parts: whether a batch that does not fit may be made in parts.
 
     Raises:
         ConfigError, BudgetError, TargetError: as ``MemoryOptimizer.optimize_pipeline``.
@@ -68,7 +80,7 @@ def settle(
     parts = modules_of(pipe)
     if not parts:
         raise TargetError(f"this {type(pipe).__name__} has no component with weights loaded")
-    found = choose(config, pipe, parts, device, work)
+    found = choose(config, pipe, parts, device, work, in_parts=in_parts)
     chosen = found.config
     for vae in _vaes(parts).values():
         chosen.validate(
@@ -83,7 +95,10 @@ def settle(
 
 
 def apply_all(
-    config: MemoryOptimizationConfig, pipe: Any, device: torch.device
+    config: MemoryOptimizationConfig,
+    pipe: Any,
+    device: torch.device,
+    plan: PipelinePlan | None = None,
 ) -> Iterator[Outcome]:
     """Apply one strategy after the other; the caller undoes what was yielded if a later one fails.
 
@@ -95,7 +110,8 @@ def apply_all(
     if config.fp8_storage and device.type == "mps":
         yield Skipped(fp8_layerwise.NAME, "pipeline", "Metal has no float8 type: weights stay")
     elif config.fp8_storage:
-        yield from _fp8(config, parts)
+        chosen = parts if plan is None or plan.turns is None else {n: parts[n] for n in plan.fp8}
+        yield from _fp8(config, chosen)
         if not config.keep_originals:
             yield Skipped("keep_originals=False", "pipeline", "for ComfyUI's own models only")
     if config.forward_chunk_size is not None:
@@ -116,7 +132,7 @@ def apply_all(
             lambda part, name: attention.apply(kernel, part, name),
         )
     yield from _vae(config, _vaes(parts))
-    yield from _offload(config, pipe, parts, device)
+    yield from _offload(config, pipe, parts, device, plan)
     if config.cleanup != "off" and device.type != "cpu":
         yield from cleanup_moments.apply(cleanup_moments.CleanupMoments(config, device), pipe)
 
@@ -164,7 +180,10 @@ def _vae(config: MemoryOptimizationConfig, vaes: dict[str, torch.nn.Module]) -> 
 
 def _tile(config: MemoryOptimizationConfig, vae: torch.nn.Module, name: str) -> Outcome:
     if exact_tiling.wanted(config):
-        exactly = exact_tiling.ExactTiling(config.tile_for, config.budget_bytes)
+        limit = config.budget_bytes
+        if limit is not None and config.offload == "planned":
+            limit = int(limit / (1 + MARGIN))
+        exactly = exact_tiling.ExactTiling(config.tile_for, limit)
         outcome = exact_tiling.apply(exactly, vae, name)
         if isinstance(outcome, Applied):
             if config.vae_tile_overlap != 0.25:
@@ -185,6 +204,7 @@ def _offload(
     pipe: Any,
     parts: dict[str, torch.nn.Module],
     device: torch.device,
+    plan: PipelinePlan | None,
 ) -> Iterator[Outcome]:
     if device.type == "cpu":
         if config.offload != "none":
@@ -205,6 +225,8 @@ def _offload(
             yield Skipped(component_offload.NAME, "pipeline", reason)
     if offload == "none":
         yield from placement.apply(placement.Placement(device, only), pipe)
+    elif offload == "planned" and plan is not None:
+        yield from turns.apply(turns.Turns(device, plan.shares, only), pipe)
     elif offload == "component":
         yield from component_offload.apply(component_offload.ComponentOffload(device), pipe)
     elif offload == "sequential":

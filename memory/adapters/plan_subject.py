@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError, PipelineLoadError
-from ..levels import MemoryOptimizationConfig, OptimizationLevel
+from ..levels import MemoryOptimizationConfig
 from ..planner.cache import TraceCache
 from ..planner.header import Header, read_header
-from ..planner.ladder import LADDER, TILES, Climb, Rung, climb
+from ..planner.ladder import Climb, Rung, climb
 from ..planner.planner import Limits
 from ..planner.predict import Turn
+from ..planner.turns import TurnsPlan
 from ..planner.work import Work
 from ..units import format_bytes
 from .diffusers_traces import PipelineTraces
+from .pipeline_batches import images_at_once
 from .synthetic import NAMES, SDXL_SMALL, build
+from .turn_options import TurnOptions
 
 _FAMILIES = {"v1": "sd15", "xl_base": "sdxl", "flux-dev": "flux", "flux-schnell": "flux"}
 """diffusers' names of checkpoints whose pipelines are known here."""
@@ -45,26 +47,31 @@ class PipelineSubject:
         """What its components do under ``config``."""
         return self.traces.turns(config)
 
-    def within(self, limits: Limits, work: Work, costs: dict[str, Any]) -> Climb:
-        """The fastest level, and tile, within ``limits``; ``costs`` as ``climb`` takes them."""
-        return climb(self.rungs(work), limits, **costs)
+    def within(self, limits: Limits, _work: Work, costs: dict[str, Any]) -> Climb | TurnsPlan:
+        """What ``MemoryOptimizer`` would do within ``limits``; ``costs`` as ``predict`` takes them.
 
-    def rungs(self, work: Work) -> Iterator[Iterator[Rung]]:
-        """Every level, with its own tile and then with smaller ones."""
-        for level in LADDER:
-            yield self._of_level(level, work)
+        Level none where that fits, else a share of the device for each component in its turn.
+        """
+        plain = MemoryOptimizationConfig()
+        whole = climb([[Rung(plain, self.turns(plain), {})]], limits, **costs)
+        if whole.rung is not None:
+            return whole
+        options = TurnOptions(self.traces, plain)
+        return options.best(replace(limits, faithful=True, by_moved=True), **costs)
 
-    def _of_level(self, level: OptimizationLevel, work: Work) -> Iterator[Rung]:
-        own = MemoryOptimizationConfig.from_level(level)
-        yield Rung(own, self.turns(own), {})
-        edge = max(work.height, work.width)
-        if own.enable_vae_tiling:
-            edge = own.tile_for(work.height, work.width)
-        for tile in TILES:
-            if tile < edge:
-                changes = {"enable_vae_tiling": True, "vae_tile_size": tile}
-                config = MemoryOptimizationConfig.from_level(level, **changes)
-                yield Rung(config, self.turns(config), changes)
+    def images_at_once(self, limits: Limits, costs: dict[str, Any]) -> int | None:
+        """The largest batch that fits the budget; ``None`` without one."""
+        if limits.budget is None:
+            return None
+        return images_at_once(
+            self.traces.pipe,
+            MemoryOptimizationConfig(),
+            self.traces.work,
+            limits.budget,
+            costs["rates"],
+            workspace_factor=costs["workspace_factor"],
+            store=self.traces.store,
+        )
 
 
 def pipeline_subject(

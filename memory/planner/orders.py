@@ -11,6 +11,8 @@ from .schedule import Rates, seconds_of
 from .trace import Trace
 
 SPREAD, INTENSE, TAIL, LARGEST = "spread", "intense", "tail", "largest"
+_BLOCK = 512
+"""Allocators round every weight up to this many bytes."""
 ORDERS = (SPREAD, INTENSE, TAIL)
 
 
@@ -19,7 +21,10 @@ def streamed_by(
 ) -> frozenset[int]:
     """Indices of weights to keep resident in at most ``room`` bytes; ``layout`` streams all."""
     modules = list(layout.units)
-    sizes = {module: layout.unit_bytes(module) for module in modules}
+    sizes = {
+        module: sum(-(-layout.stored[index] // _BLOCK) * _BLOCK for index in layout.units[module])
+        for module in modules
+    }
     total = sum(sizes.values())
     if order == LARGEST:
         kept = _filled(sorted(modules, key=lambda module: -sizes[module]), sizes, room)

@@ -19,6 +19,8 @@ MATRIX_LAYERS = ("Linear", "Conv")
 DELICATE = ("pos_embed", "patch_embed", "norm", r"^proj_in(\.|$)", r"^proj_out(\.|$)")
 ENCODER_DELICATE = ("norm", "embed", r"\.wo(\.|$)")
 FP8_BYTES = 1
+_LEAVES = (*MATRIX_LAYERS, "Embedding")
+"""Kinds of modules that diffusers' leaf groups take one by one."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Placement:
 
     Attributes:
         resident: indices of weights on the device for the whole turn; ``None`` = all.
-        unit: streamed together: a ``leaf``'s own weights; the same, but what is neither a linear
-            layer nor a convolution with its ``parent`` (diffusers' groups); or a whole ``block``
+        unit: streamed together: a ``leaf``'s own weights; the same, but what is no linear layer,
+            convolution or embedding with its ``parent`` (diffusers' groups); or a whole ``block``
             of a module list.
         fp8: layers' matrices are stored in one byte a value and cast for their layer's forward.
         keeps_codes: whether the stored form stays beside the cast one while the layer computes.
@@ -164,7 +166,7 @@ def unit_of(trace: Trace, weight: int, unit: str) -> int:
     _, kind, parent = trace.modules[owner]
     if unit == BLOCK:
         return _block_of(trace, owner)
-    if unit == PARENT and kind not in MATRIX_LAYERS:
+    if unit == PARENT and kind not in _LEAVES:
         return parent
     return owner
 

@@ -8,14 +8,15 @@ is taken where it is needed, or where it saves ``WORTH`` of the time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..units import format_bytes
+from .advice import beyond, remedies
 from .orders import ORDERS, streamed_by
 from .placement import Placement
-from .predict import DECODE, ENCODE, Prediction, Turn, predict
+from .predict import Prediction, Turn, predict
 from .schedule import Rates, duration, whole_copy
 
 MARGIN = 0.03
@@ -23,6 +24,7 @@ MARGIN = 0.03
 WORTH = 0.1
 _DEPTHS = (1, 2, 4, 8)
 _ALIKE = 0.02
+_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Limits:
         device: the most reserved there, the context included.
         host: weights in host memory.
         pinned: page-locked host memory.
+        faithful: whether what changes the image is taken only where nothing else fits.
+        by_moved: whether the fewest bytes moved decide, and not the predicted time.
     """
 
     budget: int | None = None
@@ -41,6 +45,14 @@ class Limits:
     host: int | None = None
     pinned: int | None = None
     margin: float = MARGIN
+    faithful: bool = False
+    by_moved: bool = False
+
+    def without(self, nbytes: int) -> Limits:
+        """The same with ``nbytes`` of the budget taken by something else."""
+        if self.budget is None:
+            return self
+        return replace(self, budget=self.budget - math.ceil(nbytes * (1 + self.margin)))
 
     def holds(self, allocated: int) -> bool:
         """Whether a predicted peak fits the budget with its margin."""
@@ -67,6 +79,7 @@ class Option:
         fp8: whether its weights may be stored in FP8.
         partial: whether some of its weights may be resident while others are streamed.
         orders: which of ``ORDERS`` the host can follow.
+        depths: how many units ahead it can copy; none = copies wait for the computation.
         loses: whether the image changes (blended tiles).
     """
 
@@ -75,6 +88,7 @@ class Option:
     fp8: bool = False
     partial: bool = True
     orders: tuple[str, ...] = ORDERS
+    depths: tuple[int, ...] = _DEPTHS
     loses: bool = False
 
 
@@ -149,23 +163,25 @@ def choose(
         least.append((smallest.peak, smallest))
         fitting = [choice for choice in found if limits.holds(choice.peak)]
         if fitting:
-            chosen.append(_best(fitting))
+            chosen.append(_best(fitting, limits))
     peak, worst = max(least, key=lambda one: one[0], default=(0, None))
     smallest_budget = limits.smallest(peak)
     if len(chosen) < len(components):
-        return Plan(False, (), None, smallest_budget, _remedies(worst, smallest_budget, limits))
+        return Plan(False, (), None, smallest_budget, remedies(worst, smallest_budget, limits))
     prediction = predict(
         [choice.turn for choice in chosen],
         rates=rates,
         workspace_factor=workspace_factor,
         context_bytes=context_bytes,
     )
-    advice = _beyond(prediction, limits)
+    advice = beyond(prediction, limits)
     return Plan(not advice, tuple(chosen), prediction, smallest_budget, advice)
 
 
-def _best(choices: list[Choice]) -> Choice:
+def _best(choices: list[Choice], limits: Limits) -> Choice:
     def fastest(some: list[Choice]) -> Choice:
+        if limits.by_moved:
+            return min(some, key=lambda choice: (choice.moved, choice.seconds))
         # Predicted times are not that exact: of what is about as fast, what moves least.
         bound = min(choice.seconds for choice in some) * (1 + _ALIKE)
         alike = [choice for choice in some if choice.seconds <= bound]
@@ -175,15 +191,18 @@ def _best(choices: list[Choice]) -> Choice:
     faithful = [choice for choice in choices if not choice.loses]
     if best.loses and faithful:
         same = fastest(faithful)
-        if same.seconds <= best.seconds * (1 + WORTH):
+        if limits.faithful or same.seconds <= best.seconds * (1 + WORTH):
             return same
     return best
 
 
 def _ways(option: Option, limits: Limits, rates: Rates, factor: float) -> Iterator[Choice]:
-    """What an option comes to: all resident, all streamed, and the best in between."""
+    """What an option comes to: all resident, all streamed, and the best in between.
+
+    All: what the option's own placement keeps, so that weights never read need not come.
+    """
     for fp8 in (False, True) if option.fp8 else (False,):
-        base = replace(option.turn.placement, fp8=fp8, resident=None)
+        base = replace(option.turn.placement, fp8=fp8)
         whole = replace(option.turn, placement=base)
         every = _choice(option, whole, rates, factor, "resident")
         yield every
@@ -191,24 +210,43 @@ def _ways(option: Option, limits: Limits, rates: Rates, factor: float) -> Iterat
             return  # nothing is faster than weights that are there
         if limits.holds(every.peak):
             continue
-        pinned = limits.pinned is None or whole.layout.resident_bytes <= limits.pinned
-        streamed = replace(base, resident=frozenset(), ahead=1, pinned=pinned, stays=False)
+        ahead = 1 if option.depths else 0
+        pinned = ahead > 0
+        if limits.pinned is not None:
+            pinned = pinned and whole.layout.resident_bytes <= limits.pinned
+        streamed = replace(base, resident=frozenset(), ahead=ahead, pinned=pinned, stays=False)
         lean = _choice(option, replace(whole, placement=streamed), rates, factor, "streamed")
         yield lean
         room = limits.room
         if option.partial and room is not None and lean.peak < room:
-            yield from _between(option, lean, room, rates, factor)
+            yield from _between(option, lean, room, rates, factor, limits.by_moved)
 
 
 def _between(
-    option: Option, lean: Choice, room: int, rates: Rates, factor: float
+    option: Option, lean: Choice, room: int, rates: Rates, factor: float, by_moved: bool
 ) -> Iterator[Choice]:
-    """As much resident as ``room`` leaves, in the order and depth that take least time."""
+    """As much resident as ``room`` leaves. Blocks of the allocator may be larger than what is in
+    them: what comes out too large is tried again with less."""
+    left = room - lean.peak
+    for _ in range(_TRIES):
+        found = _filled(option, lean, left, rates, factor, by_moved)
+        if found is None:
+            return
+        if found.peak <= room:
+            yield found
+            return
+        left -= found.peak - room
+
+
+def _filled(
+    option: Option, lean: Choice, room: int, rates: Rates, factor: float, by_moved: bool
+) -> Choice | None:
+    """``room`` bytes resident, in the order and depth that take or move least."""
     turn = lean.turn
     largest = turn.layout.largest_unit
-    best: tuple[float, int, Placement] | None = None
-    for depth in _DEPTHS:
-        left = room - lean.peak - (depth - 1) * largest
+    best: tuple[float, float, Placement] | None = None
+    for depth in option.depths:
+        left = room - (depth - 1) * largest
         if left <= 0:
             break
         for order in option.orders:
@@ -216,10 +254,13 @@ def _between(
             placement = replace(turn.placement, resident=resident, ahead=depth)
             trial = replace(turn, placement=placement)
             one = duration(turn.trace, trial.layout, placement, rates)
-            if best is None or (one.seconds, one.moved) < (best[0] * (1 - _ALIKE), best[1]):
-                best = one.seconds, one.moved, placement
-    if best is not None:
-        yield _choice(option, replace(turn, placement=best[2]), rates, factor, "partly resident")
+            moved = trial.layout.resident_bytes + turn.calls * one.moved
+            cost = (moved, one.seconds) if by_moved else (one.seconds, moved)
+            if best is None or cost < (best[0] * (1 - (0 if by_moved else _ALIKE)), best[1]):
+                best = *cost, placement
+    if best is None:
+        return None
+    return _choice(option, replace(turn, placement=best[2]), rates, factor, "partly resident")
 
 
 def _choice(option: Option, turn: Turn, rates: Rates, factor: float, how: str) -> Choice:
@@ -227,7 +268,9 @@ def _choice(option: Option, turn: Turn, rates: Rates, factor: float, how: str) -
     placement, layout = turn.placement, turn.layout
     ahead = max(0, placement.ahead - 1) * layout.largest_unit if placement.streams else 0
     one = duration(turn.trace, layout, placement, rates)
-    arrival = 0.0 if placement.stays else whole_copy(layout.resident_bytes, rates)
+    arrival = 0.0
+    if not placement.stays:
+        arrival = whole_copy(layout.resident_bytes, rates, placement.pinned)
     return Choice(
         turn,
         {**option.changes, **({"fp8_storage": True} if placement.fp8 else {})},
@@ -237,36 +280,3 @@ def _choice(option: Option, turn: Turn, rates: Rates, factor: float, how: str) -
         option.loses or placement.fp8,
         how,
     )
-
-
-def _remedies(worst: Choice | None, smallest: int, limits: Limits) -> tuple[str, ...]:
-    assert worst is not None
-    stage = worst.turn.stage
-    what = f"a budget of {format_bytes(limits.budget)} cannot hold the {worst.turn.name}"
-    need = (
-        f"even with everything streamed it is predicted to take {format_bytes(worst.peak)} "
-        f"({stage}); the smallest budget that would do is {format_bytes(smallest)}"
-    )
-    if stage == DECODE:
-        change = "a smaller tile (vae_tile_size) or a smaller image needs less"
-    elif stage == ENCODE:
-        change = "its largest layer alone takes most of that; compute it on the CPU (cpu_mode)"
-    else:
-        change = "a smaller image, a smaller batch or feed-forward chunks need less"
-    return (f"{what}: {need}; {change}",)
-
-
-def _beyond(prediction: Prediction, limits: Limits) -> tuple[str, ...]:
-    """Which other limits the plan breaks, and what to do."""
-    found = []
-    if limits.device is not None and prediction.device_peak > limits.device:
-        found.append(
-            f"the allocator would reserve {format_bytes(prediction.device_peak)}, the context "
-            f"included, of {format_bytes(limits.device)}: give a smaller budget"
-        )
-    if limits.host is not None and prediction.host_bytes > limits.host:
-        found.append(
-            f"{format_bytes(prediction.host_bytes)} of weights would wait in host memory, and "
-            f"{format_bytes(limits.host)} are free: give a larger budget, or a smaller model"
-        )
-    return tuple(found)

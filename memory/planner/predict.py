@@ -29,7 +29,8 @@ class Turn:
         resting: bytes of its weights on the device between turns, where they stay;
             ``None`` = as in the turn.
         after: the component that leaves the device when this one comes, and the cache with it.
-        lingers: whether it stays until another turn names it in ``after``.
+        lingers: whether it stays until another turn names it in ``after``, or needs to be alone.
+        alone: whether those that linger leave before it comes.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Turn:
     resting: int | None = None
     after: str | None = None
     lingers: bool = False
+    alone: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -166,13 +168,20 @@ class _Run:
     def __init__(self, replay: Replay) -> None:
         self.replay = replay
         self.there: dict[str, dict[int, int]] = {}
+        self.staying: set[str] = set()
 
     def place(self, turn: Turn) -> None:
         """Put a component there, as it rests between its turns."""
         if turn.name not in self.there:
+            self.staying.add(turn.name)
             self.there[turn.name] = {
                 index: self.replay.allocator.malloc(size) for index, size in _resting(turn).items()
             }
+
+    def clear(self, name: str) -> None:
+        """Have all leave that linger, but ``name``."""
+        for other in [one for one in self.there if one != name and one not in self.staying]:
+            self.replay.drop(self.there.pop(other))
 
     def take(self, turn: Turn) -> _Taken:
         """One turn."""
@@ -182,6 +191,8 @@ class _Run:
         if turn.after in self.there:
             replay.drop(self.there.pop(turn.after))
             replay.allocator.empty_cache()
+        if turn.alone:
+            self.clear(turn.name)
         beside = replay.allocator.malloc(turn.beside)
         stored = {index: turn.layout.stored[index] for index in turn.layout.resident}
         held = self.there.get(turn.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,6 +48,11 @@ class Work:
     def samples(self) -> int:
         """Samples the denoiser gets at once."""
         return self.batch * (2 if self.guided else 1)
+
+    @property
+    def edge(self) -> int:
+        """The edge of a square image of this area, in pixels."""
+        return math.isqrt(self.width * self.height - 1) + 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -29,6 +29,7 @@ _OFFLOAD = (
     "encode",
     "decode",
     "_lowtide_optimizer",
+    "_lowtide_leave",
 )
 
 _COPIED = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from lowtide.memory.adapters.models_folder import add_root, remove_root
 from lowtide.memory.adapters.progress import listening, stop
 from lowtide.memory.adapters.synthetic import write_pipeline
 from lowtide.memory.errors import BudgetError, ConfigError, Interrupted, TargetError
-from lowtide.memory.handles import PipelineHandle
+from lowtide.memory.handles import PipelineHandle, weight_bytes
 from lowtide.memory.levels import MemoryOptimizationConfig, OptimizationLevel
+from lowtide.memory.peaks import PeakWindow
 from lowtide.memory.strategies.budget import estimate
-from lowtide.memory.units import MIB
+from lowtide.memory.units import MIB, parse_bytes
 from lowtide.tests.memory.tiny import held, now
 
 pytestmark = pytest.mark.usefixtures("estimates_only")
@@ -182,43 +184,63 @@ def test_an_idle_pipeline_makes_room_under_a_budget(accelerator: Any) -> None:
     other.loaded.undo()
 
 
-def test_a_budget_is_settled_for_the_size_and_batch_asked_for(accelerator: Any) -> None:
+def under(loaded: Any, budget: int, level: str = "none") -> PipelineHandle:
+    return PipelineHandle(loaded.loaded, config(level, budget_bytes=budget), loaded.device)
+
+
+def peak_of(accelerator: Any, handle: Any, **asked: Any) -> int:
+    window = PeakWindow(accelerator.device)
+    image(handle, **asked)
+    peak = window.close().allocated
+    assert peak is not None
+    return peak
+
+
+def test_a_budget_is_planned_for_the_size_asked_for(accelerator: Any) -> None:
     plain = session.load("tiny", "auto")
-    parts = modules_of(plain.pipeline)
-    need = {
-        (level, edge, images): estimate(
-            config(level), plain.pipeline, parts, edge=edge, images=images
-        ).total
-        for level in ("none", "balanced", "ultra")
-        for edge in (64, 256)
-        for images in (1, 4)
-    }
-    assert need["none", 64, 1] < need["none", 64, 4] < need["none", 256, 4]
-    budget = need["none", 64, 1]
-    assert need["balanced", 256, 1] <= budget < need["none", 64, 4]
-    handle = PipelineHandle(plain.loaded, config("none", budget_bytes=budget), plain.device)
-    for asked, level in (
-        ({}, "none"),
-        ({"batch_size": 4}, "balanced"),
-        ({}, "none"),
-        ({"width": 256, "height": 256}, "balanced"),
-    ):
-        image(handle, steps=1, **asked)
+    size = weight_bytes(plain.pipeline)
+    handle = under(plain, int(size * 1.2))
+    for edge, offload in ((64, "none"), (256, "planned"), (64, "none")):
+        peak = peak_of(accelerator, handle, width=edge, height=edge, steps=1)
         assert handle.optimizer is not None
-        assert handle.optimizer.config.level.value == level, asked
+        assert handle.optimizer.config.offload == offload, edge
+        assert peak <= size * 1.2
     handle.loaded.undo()
 
 
-def test_a_budget_no_level_keeps_at_this_size_names_the_smallest(accelerator: Any) -> None:
+def test_a_batch_that_does_not_fit_is_made_in_parts(
+    accelerator: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     plain = session.load("tiny", "auto")
-    parts = modules_of(plain.pipeline)
-    budget = estimate(config("ultra"), plain.pipeline, parts, edge=64).total
-    handle = PipelineHandle(plain.loaded, config("ultra", budget_bytes=budget), plain.device)
-    image(handle, steps=1)
-    handle.loaded.undo()
+    asked: dict[str, Any] = {"width": 128, "height": 128, "batch_size": 5, "steps": 2}
+    expected = image(plain, **asked)
+    plain.loaded.undo()
+    alone = [image(plain, **{**asked, "seed": 3 + n, "batch_size": 1}) for n in (0, 3)]
+    plain.loaded.undo()
+    with pytest.raises(BudgetError) as caught:
+        image(under(plain, MIB), **asked)
+    named = re.search(r"give ([\d.]+ [KMG]B) or more", str(caught.value))
+    assert named is not None
+    few = under(plain, int(parse_bytes(named[1].replace(" ", "")) * 0.9))
+    with caplog.at_level("INFO", "lowtide"):
+        peak = peak_of(accelerator, few, **asked)
+    assert "of the 5 images at once: they are made in parts" in caplog.text
+    assert few.config.budget_bytes is not None and peak <= few.config.budget_bytes
+    caplog.clear()
+    images = image(few, **asked)
+    assert images.shape == expected.shape
+    assert float((images - expected).abs().max()) < 1e-3
+    assert all(
+        float((images[n] - one[0]).abs().max()) < 1e-3 for n, one in zip((0, 3), alone, strict=True)
+    )
+    few.loaded.undo()
+
+
+def test_a_budget_nothing_keeps_at_this_size_names_the_smallest(accelerator: Any) -> None:
+    handle = under(session.load("tiny", "auto"), 4 * MIB, "ultra")
     accelerator.reset_counters()
-    with pytest.raises(BudgetError, match=r"at 512 pixels and 4 images at once; give .* or more"):
-        image(handle, width=512, height=512, batch_size=4)
+    with pytest.raises(BudgetError, match=r"at 512 x 512 pixels; give .* or more"):
+        image(handle, width=512, height=512)
     assert accelerator.counters()["h2d"] == 0
 
 
@@ -226,14 +248,18 @@ def test_a_peak_above_the_budget_is_said_with_both_figures(
     accelerator: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = session.load("tiny", "auto")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise TargetError("it cannot be traced")
+
+    monkeypatch.setattr("lowtide.memory.adapters.pipeline_plan.PipelineTraces", fails)
     budget = estimate(config("none"), plain.pipeline, modules_of(plain.pipeline), edge=64).total
-    handle = PipelineHandle(plain.loaded, config("none", budget_bytes=2 * budget), plain.device)
+    handle = under(plain, 2 * budget)
     with caplog.at_level("WARNING", "lowtide"):
         image(handle, steps=1)
         assert caplog.messages == []
         monkeypatch.setattr("lowtide.memory.strategies.budget._activations", lambda *_: -budget)
-        low = PipelineHandle(plain.loaded, config("none", budget_bytes=4 * MIB), plain.device)
-        image(low, steps=1)
+        image(under(plain, 4 * MIB), steps=1)
     (message,) = caplog.messages
     assert "more than its budget of 4.0 MB" in message
     assert message.startswith(tuple("123456789"))

@@ -10,6 +10,7 @@ from lowtide.memory.adapters import pipelines
 from lowtide.memory.adapters.synthetic import build
 from lowtide.memory.errors import ConfigError, TargetError
 from lowtide.memory.levels import MemoryOptimizationConfig
+from lowtide.memory.planner.work import Work
 from lowtide.memory.strategies.base import Applied, Outcome, Skipped, undo_all
 
 CPU = torch.device("cpu", 0)
@@ -101,7 +102,7 @@ def test_forward_chunking_is_for_the_denoiser_and_only_when_asked_for(apply: Any
 def test_a_tile_is_checked_against_the_vae(accelerator: Any) -> None:
     pipe = build("tiny-sd15", "float32")
     config = level("balanced", vae_tile_size=72)
-    assert pipelines.settle(config, pipe, accelerator.device)[0] is config
+    assert pipelines.settle(config, pipe, accelerator.device).config is config
     pipe.vae = build("tiny-sd15", "float32").vae
     pipe.vae.config.block_out_channels = (32,) * 6
     with pytest.raises(ConfigError, match="`vae_tile_size` = 72 pixels does not suit this VAE"):
@@ -110,10 +111,13 @@ def test_a_tile_is_checked_against_the_vae(accelerator: Any) -> None:
 
 def test_settling_says_why(accelerator: Any) -> None:
     pipe = build("tiny-sd15", "float32")
-    _, notes = pipelines.settle(level("ultra"), pipe, accelerator.device)
-    assert notes == ["ultra was chosen by hand"]
-    _, notes = pipelines.settle(level("none", budget_bytes=1 << 30), pipe, accelerator.device)
-    assert notes[1].startswith("budget 1.00 GB: level none, estimated to need")
+    settled = pipelines.settle(level("ultra"), pipe, accelerator.device)
+    assert settled.notes == ["ultra was chosen by hand"]
+    asked = level("none", budget_bytes=1 << 30)
+    settled = pipelines.settle(asked, pipe, accelerator.device, Work(128, 96))
+    assert settled.notes[1].startswith(
+        "budget 1.00 GB for 128 x 96 pixels: level none fits as it is, predicted to take"
+    )
 
 
 def test_a_pipeline_without_weights_is_refused(accelerator: Any) -> None:
