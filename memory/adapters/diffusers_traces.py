@@ -54,6 +54,7 @@ class PipelineTraces:
             if stage_of(name) in _STAGES and "image_encoder" not in name
         }
         self._traces: dict[str, Trace] = {}
+        self._headers: dict[str, str] = {}
         self.shapes = Shapes(work, _factor(pipe), _frames_factor(pipe))
         self.one = Shapes(replace(work, batch=1), self.shapes.factor)
         self.guided = work.guided and _guides(pipe)
@@ -122,9 +123,8 @@ class PipelineTraces:
 
     def _upcasts(self, part: Any) -> bool:
         """Whether the pipeline decodes in float32 what is stored in float16, as SDXL's does."""
-        asked = getattr(getattr(part, "config", None), "force_upcast", False)
-        half = getattr(part, "dtype", None) is torch.float16
-        return self.may_upcast and bool(asked) and half
+        asked = self.may_upcast and getattr(getattr(part, "config", None), "force_upcast", False)
+        return bool(asked) and getattr(part, "dtype", None) is torch.float16
 
     def _embeddings(self, trace: Trace) -> int:
         """Bytes of a prompt's embeddings for all images: one hidden state of those returned."""
@@ -168,8 +168,7 @@ class PipelineTraces:
         del work["steps"]
         return {
             "class": type(part).__name__,
-            "config": repr(sorted(_settings(part).items())),
-            "weights": _header(part),
+            "weights": self._header(name),
             "work": work,
             "factor": self.shapes.factor,
             "kernel": self.attention,
@@ -178,6 +177,14 @@ class PipelineTraces:
             **cut,
             **{library: version(library) for library in _LIBRARIES},
         }
+
+    def _header(self, name: str) -> str:
+        """A name for the component's settings, and its weights' shapes and types."""
+        if name not in self._headers:
+            part = self.parts[name]
+            of_all = {"config": repr(sorted(_settings(part).items())), "weights": _header(part)}
+            self._headers[name] = key_of(of_all)
+        return self._headers[name]
 
     def _record(self, name: str, config: MemoryOptimizationConfig) -> Trace:
         from ..tracing import fake_copy, fake_mode, record
