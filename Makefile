@@ -16,7 +16,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-matrix test-between test-faults lint bench-sdxl \
-  bench-peers bench-float8 bench-vae bench-overhead bench-release bench-web clean
+  bench-budgets bench-plan bench-peers bench-float8 bench-vae bench-overhead bench-release bench-web clean
 
 help:
 	@echo "make demo         four levels on a small pipeline: table, chart and images in $(OUT)/"
@@ -31,6 +31,8 @@ help:
 	@echo "make bench-web       what the overlay costs the page and the server (needs chromium)"
 	@echo "make bench-peers  the levels beside diffusers' own modes and other packages (about 5 minutes)"
 	@echo "make bench-vae    exact VAE tiling beside blended tiles, to 2048 px (hours on two cores, 8 GiB of RAM)"
+	@echo "make bench-budgets 100 random budgets: kept, same images, no more moved than by diffusers"
+	@echo "make bench-plan    predictions beside published measurements, and how long planning takes"
 	@echo "make bench-sdxl   SDXL 1.0 at 1024 px, one step, four levels (about 13 minutes, 22 GiB of RAM)"
 
 $(STAMP): requirements.txt pyproject.toml Makefile
@@ -86,6 +88,14 @@ bench-web: setup
 
 bench-peers: setup
 	$(PY) -m lowtide bench --model sdxl-small --peers --simulate cuda
+
+bench-budgets: setup
+	OMP_NUM_THREADS=1 $(PY) -m lowtide bench --budgets 100 --simulate cuda
+
+# Both are run, and either may fail the whole.
+bench-plan: setup
+	status=0; $(PY) -m lowtide plan --published || status=1; \
+	  $(PY) -m lowtide plan --speed || status=1; exit $$status
 
 bench-vae: setup
 	for size in 1024 2048; do for vae in small small-16 full; do \

@@ -12,8 +12,9 @@ from typing import Any
 from ..memory.adapters.quiet import silence_libraries
 from ..memory.errors import ConfigError, LowtideError
 from ..memory.levels import OptimizationLevel
-from . import history, places, plan
+from . import history, instead, places, plan
 from .files import make_writable
+from .instead import say
 from .levels import DEFAULT_LEVELS
 from .models import MODELS, check_host_memory, model_of
 
@@ -100,6 +101,12 @@ def _bench_arguments(bench: argparse.ArgumentParser) -> None:
         help="what the overlay's samples cost, in every ComfyUI found",
     )
     bench.add_argument(
+        "--budgets",
+        type=_positive,
+        metavar="COUNT",
+        help="random budgets: kept, same images, no more moved than by diffusers' modes",
+    )
+    bench.add_argument(
         "--pairs",
         type=_positive,
         help="with --overhead, --releasing or --sampling: how often each runs",
@@ -153,10 +160,12 @@ def _positive(text: str) -> int:
 def _bench(options: argparse.Namespace) -> int:
     if options.float8:
         return _float8(options)
+    if options.budgets is not None:
+        return instead.budgets(options)
     if options.vae is not None:
-        return _bench_vae(options)
+        return instead.vae(options)
     if options.overhead or options.releasing or options.sampling:
-        return _prompts(options)
+        return instead.prompts(options)
     if options.pairs is not None:
         raise ConfigError("--pairs counts runs of --overhead, --releasing or --sampling; add one")
     model = model_of(options.model)
@@ -187,7 +196,7 @@ def _bench(options: argparse.Namespace) -> int:
         result = bench_levels(
             model, place, size=size, steps=steps, dtype=dtype, levels=options.levels
         )
-    _say(result, options)
+    say(result, options)
     if options.chart is not None:
         _draw(result, options.chart)
     return 1 if all(row.error for row in result.rows) else 0
@@ -205,62 +214,7 @@ def _float8(options: argparse.Namespace) -> int:
     from .float8 import bench_float8
 
     result = bench_float8()
-    return _say(result, options)
-
-
-def _bench_vae(options: argparse.Namespace) -> int:
-    from .vae import DTYPES as TYPES
-    from .vae import WORKS, bench_vae
-
-    works = options.works.split(",")
-    size = options.size or 512
-    if not set(works) <= set(WORKS):
-        raise ConfigError(f"--works {options.works} names no work of a VAE; give decode,encode")
-    if size % 64 or size < 320:
-        raise ConfigError(
-            f"--size {size} does not suit tiles of 256 pixels; give a multiple of 64 from 320"
-        )
-    if options.json is not None:
-        make_writable("--json", options.json)
-    silence_libraries()
-    place = places.choose(options.device, options.simulate, options.capacity)
-    dtypes = TYPES if options.dtype is None else (options.dtype,)
-    result = bench_vae(
-        options.vae,
-        place,
-        size=size,
-        dtypes=dtypes,
-        works=works,
-        told=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    return _say(result, options)
-
-
-def _prompts(options: argparse.Namespace) -> int:
-    from . import overhead, releasing, sampling
-
-    kinds: dict[str, Any] = {"overhead": overhead, "releasing": releasing, "sampling": sampling}
-    name, *others = (kind for kind in kinds if getattr(options, kind))
-    if options.peers or options.chart is not None or others:
-        raise ConfigError(f"--{name} takes neither --peers nor --chart, nor another of its kind")
-    if options.json is not None:
-        make_writable("--json", options.json)
-    kind = kinds[name]
-    result = kind.bench(
-        places.choose(options.device, options.simulate, options.capacity),
-        pairs=options.pairs or kind.PAIRS,
-        size=options.size or kind.SIZE,
-        steps=options.steps or kind.STEPS,
-    )
-    _say(result, options)
-    return 1 if result.exceeded else 0
-
-
-def _say(result: Any, options: argparse.Namespace) -> int:
-    print(result.text())
-    if options.json is not None:
-        options.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
-    return 0
+    return say(result, options)
 
 
 def _draw(result: Any, path: Path) -> None:

@@ -12,8 +12,8 @@ from ..memory.planner.work import Work
 from ..memory.units import GIB, gb_to_bytes
 from .table import UNKNOWN, render
 
-CARDS = ("T4", "RTX 3060", "RTX 4090")
-"""PCI Express 3 and a slow card, version 4 and a common one, version 4 and a fast one."""
+CARDS = ("RTX 3060", "RTX 4060 Ti", "RTX 4090")
+"""A common card, one with half the lanes to the host, and a fast one."""
 BUDGETS_GB = {
     "sdxl": (0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 13),
     "flux": (0.75, 1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 36),

@@ -131,9 +131,8 @@ class PipelineTraces:
 
     def _upcasts(self, part: Any) -> bool:
         """Whether the pipeline decodes in float32 what is stored in float16, as SDXL's does."""
-        asked = getattr(getattr(part, "config", None), "force_upcast", False)
-        half = getattr(part, "dtype", None) is torch.float16
-        return self.may_upcast and bool(asked) and half
+        asked = self.may_upcast and getattr(getattr(part, "config", None), "force_upcast", False)
+        return bool(asked) and getattr(part, "dtype", None) is torch.float16
 
     def _embeddings(self, trace: Trace) -> int:
         """Bytes of a prompt's embeddings for all images: one hidden state of those returned."""

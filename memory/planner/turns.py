@@ -14,6 +14,8 @@ from .planner import Choice, Limits, Option, Plan, choose
 from .predict import ENCODE, Prediction, Turn, predict
 from .schedule import Rates
 
+_TRIES = 5
+
 
 @dataclass(frozen=True)
 class TurnsPlan:
@@ -67,16 +69,37 @@ def choose_turns(
         components: what each of them may do; a turn of theirs has the calls of the whole run.
     """
     costs: dict[str, Any] = {"workspace_factor": workspace_factor, "context_bytes": context_bytes}
+    spare = 0
+    for _ in range(_TRIES):
+        found = _chosen(run, components, limits, spare, rates, costs)
+        if found.prediction is None or limits.holds(found.prediction.peak_allocated):
+            return found
+        # In a row they meet each other's blocks, which may be larger than what is put in them.
+        spare += found.prediction.peak_allocated - (limits.room or 0)
+    assert found.prediction is not None
+    least = max(found.smallest_budget, limits.smallest(found.prediction.peak_allocated))
+    return TurnsPlan({}, frozenset(), frozenset(), None, least, found.advice)
+
+
+def _chosen(
+    run: Sequence[Turn],
+    components: Mapping[str, Sequence[Option]],
+    limits: Limits,
+    spare: int,
+    rates: Rates,
+    costs: dict[str, Any],
+) -> TurnsPlan:
+    """The plan with ``spare`` bytes kept free; its prediction may still be too large."""
 
     def alone(name: str, beside: int) -> Plan:
-        return choose([components[name]], limits.without(beside), rates, **costs)
+        return choose([components[name]], limits.without(beside + spare), rates, **costs)
 
     found = {name: alone(name, 0) for name in components}
-    smallest = max(plan.smallest_budget for plan in found.values())
+    smallest = max(plan.smallest_budget for plan in found.values()) + spare
     advice = tuple(
         line
         for plan in found.values()
-        if not plan.fits and plan.smallest_budget == smallest
+        if not plan.fits and plan.smallest_budget + spare == smallest
         for line in plan.advice
     )
     missing = [name for name, plan in found.items() if not plan.fits]
@@ -85,14 +108,13 @@ def choose_turns(
         return TurnsPlan({}, frozenset(), frozenset(), None, smallest, advice)
     waits = _waiting(run, found, alone)
     choices = {name: plan.choices[0] for name, plan in found.items()}
-    stays = _staying(choices, waits, limits)
+    stays = _staying(choices, waits, limits.without(spare))
     for waiting, staying in _fewer(waits, stays, choices):
         turns = [_turn(turn, choices, waiting, staying, run) for turn in run]
         prediction = predict(turns, rates=rates, **costs)
         if limits.holds(prediction.peak_allocated):
-            return TurnsPlan(choices, waiting, staying, prediction, smallest)
-    smallest = max(smallest, limits.smallest(prediction.peak_allocated))
-    return TurnsPlan({}, frozenset(), frozenset(), None, smallest, advice)
+            break
+    return TurnsPlan(choices, waiting, staying, prediction, smallest)
 
 
 def _fewer(
