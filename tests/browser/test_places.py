@@ -158,6 +158,10 @@ def test_without_a_top_bar_the_chip_has_a_place_of_its_own(calm: Told):
     assert page.evaluate(CONTROLS) == []
     first = floating.bounding_box()
     assert first
+    page.evaluate(
+        """() => { const { chip } = lowtide; window.opened = 0; chip.kept = chip.open;
+          chip.open = () => { window.opened += 1; }; }"""
+    )
     page.mouse.move(first["x"] + 8, first["y"] + 8)
     page.mouse.down()
     page.mouse.move(5000, -500, steps=4)
@@ -165,7 +169,8 @@ def test_without_a_top_bar_the_chip_has_a_place_of_its_own(calm: Told):
     page.wait_for_timeout(200)
     moved = page.evaluate(BOX)
     assert inside_window(moved) and moved["y"] == 0 and moved["x"] > first["x"]
-    assert panel.count() == 0, "dragging is not clicking"
+    page.wait_for_timeout(100)
+    assert page.evaluate("() => window.opened") == 0, "dragging is not clicking"
     # Still inside a smaller window; and a place that is none does no harm.
     page.set_viewport_size({"width": 900, "height": 500})
     calm.until(lambda: page.evaluate(BOX)["right"] <= 900.5)
@@ -180,11 +185,18 @@ def test_without_a_top_bar_the_chip_has_a_place_of_its_own(calm: Told):
     for bad in ("{", '"x"', "3", '{"x":"<img>","y":null}'):
         page.evaluate("(it) => localStorage.setItem('lowtide.chip.place', it)", bad)
         page.evaluate("() => window.dispatchEvent(new Event('resize'))")
-        assert inside_window(page.evaluate(BOX))
+        assert abs(page.evaluate(BOX)["x"] - first["x"]) < 2, bad
+    page.keyboard.press("ArrowLeft")
+    assert abs(page.evaluate(BOX)["x"] - first["x"]) > 8
     calm.command("Lowtide.ResetChip")
     page.wait_for_timeout(200)
     again = floating.bounding_box()
     assert again and abs(again["x"] - first["x"]) < 2 and abs(again["y"] - first["y"]) < 2
+    # A click opens the panel; where ComfyUI has none beside its old menu, it says so.
+    page.evaluate("() => { lowtide.chip.open = lowtide.chip.kept; }")
+    floating.click()
+    nowhere = calm.toasts.filter(has_text="no bottom panel")
+    calm.until(lambda: panel.count() or nowhere.count())
     calm.setting("Comfy.UseNewMenu", "Top")
     waits(False)
     assert page.locator(".lowtide-floating").count() == 0

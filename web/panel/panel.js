@@ -13,6 +13,7 @@ import { tableCanvas, tableElement } from "./table.js";
 import { timeline } from "./timeline.js";
 
 const VIEWS = [models, timeline, receipts, history, fit];
+const OPENED_MS = 600; // by then the panel that was asked for is on the page
 const WRITTEN_MS = 700; // after a run its row of the history is there
 export const TAB = "lowtide";
 
@@ -63,13 +64,17 @@ export class Panel {
     // Of the last run nothing is chosen: the view goes on with the next one.
     this.context.chosen.run = run === this.context.store.state.runs.at(-1)?.run ? null : run;
     this.context.chosen.node = id;
-    if (!this.isOpen) await this.toggle();
-    this._ask();
+    if (this.isOpen) this._ask();
+    else await this.toggle(); // which paints it
   }
 
+  /** Open or close it; says why where ComfyUI has no bottom panel, as with its old menu. */
   async toggle() {
+    const wasOpen = this.isOpen;
     const command = this.context.app.extensionManager?.command;
     await command?.execute(`Workspace.ToggleBottomPanelTab.${TAB}`);
+    await new Promise((resolve) => setTimeout(resolve, OPENED_MS));
+    if (!wasOpen && !this.isOpen) this.context.actions.toast("warn", t("panel.nowhere"));
   }
 
   _render(container) {
