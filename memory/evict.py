@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from .targets import parts_of
 from .tensors import device_bytes, on_accelerator, replace_plain
 
 LEAVE = "_lowtide_leave"
@@ -128,3 +129,14 @@ def _lend(module: torch.nn.Module, device: torch.device | None) -> None:
                 tensor.data = tensor.data.to(home)
 
     handle = module.register_forward_pre_hook(bring_back)
+
+
+def clear_of_tables(pipe: Any, device: torch.device) -> None:
+    """Take a pipeline's schedulers and the like off ``device``, once no weight is there."""
+    parts = [part for _, part in parts_of(pipe)]
+    weights = [part for part in parts if isinstance(part, torch.nn.Module)]
+    if any(weight.device == device for part in weights for weight in part.parameters()):
+        return
+    for part in parts:
+        if not isinstance(part, torch.nn.Module):
+            evict(part, device)

@@ -44,6 +44,7 @@ class OptimizationLevel(str, Enum):
 
 
 CHOSEN_FOR_YOU = (OptimizationLevel.AUTO, OptimizationLevel.FASTEST)
+PLANNED = "planned"  # the offload of a pipeline whose budget was planned
 """Levels that stand for another one; no configuration stays at them."""
 
 SELECTOR = {

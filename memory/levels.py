@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
-from .level import CHOSEN_FOR_YOU, SELECTOR, OptimizationLevel, chosen_by_hand, selected
+from .level import CHOSEN_FOR_YOU, PLANNED, SELECTOR, OptimizationLevel, chosen_by_hand, selected
 from .settings import canonical, check_combinations, check_field, check_known
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHOSEN_FOR_YOU",
     "FIELD_NAMES",
+    "PLANNED",
     "SELECTOR",
     "MemoryOptimizationConfig",
     "OptimizationLevel",

@@ -24,7 +24,7 @@ from .candidates import same_effect
 from .cleanup import cleanup_due, release
 from .device import snapshot
 from .errors import LowtideError
-from .evict import evict
+from .evict import clear_of_tables
 from .in_force import MARK, holders
 from .later import planning
 from .levels import CHOSEN_FOR_YOU, MemoryOptimizationConfig, OptimizationLevel
@@ -34,7 +34,6 @@ from .rescue import is_out_of_memory
 from .strategies import placement
 from .strategies.base import Applied, Outcome, Undo, override, undo_all
 from .strategies.structure import guard, guard_part
-from .targets import parts_of
 from .verified import Verified
 
 if TYPE_CHECKING:
@@ -257,18 +256,9 @@ class MemoryOptimizer:
         try:
             undo_all(undos)
         finally:
-            self._clear_device()
-
-    def _clear_device(self) -> None:
-        if self.device.type == "cpu" or self.pipeline is None:
-            return
-        parts = list(parts_of(self.pipeline))
-        weights = [part for _, part in parts if isinstance(part, torch.nn.Module)]
-        if not any(p.device == self.device for part in weights for p in part.parameters()):
-            for _, part in parts:
-                if not isinstance(part, torch.nn.Module):
-                    evict(part, self.device)
-        release(device=self.device)
+            if self.device.type != "cpu" and self.pipeline is not None:
+                clear_of_tables(self.pipeline, self.device)
+                release(device=self.device)
 
     def _leave(self, pipe: Any) -> None:
         """Take our name and our wrappers off the pipeline."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .history_rows import Key
-from .levels import MemoryOptimizationConfig
+from .levels import PLANNED, MemoryOptimizationConfig
 from .units import format_bytes
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def pipeline_key(
     images: tuple[int, int, int],
     torch_version: str,
 ) -> Key:
-    """The key of a pipeline's run. A budget only chose the rest of the configuration.
+    """The key of a pipeline's run. But for a plan, a budget only chose the rest of the configuration.
 
     Args:
         kind: the pipeline's class. modules: its components with weights.
@@ -91,7 +91,7 @@ def pipeline_key(
         gpu_name(reading, torch_version),
         pipeline_name(kind, parameters),
         f"{count}x{height}x{width}",
-        plan_name(config.replace(budget_bytes=None)),
+        plan_name(config if config.offload == PLANNED else config.replace(budget_bytes=None)),
         count * height * width,
     )
 

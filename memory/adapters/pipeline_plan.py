@@ -15,8 +15,8 @@ import torch
 from .. import profiles, stores
 from ..candidates import at_level
 from ..device import snapshot
-from ..errors import BudgetError, ConfigError, TargetError
-from ..levels import CHOSEN_FOR_YOU, MemoryOptimizationConfig, OptimizationLevel
+from ..errors import BudgetError, LowtideError
+from ..levels import CHOSEN_FOR_YOU, PLANNED, MemoryOptimizationConfig, OptimizationLevel
 from ..planner.batches import split
 from ..planner.cache import TraceCache
 from ..planner.planner import MARGIN, Limits
@@ -30,8 +30,6 @@ from .pipeline_batches import images_at_once
 from .turn_options import TurnOptions, paths_of
 
 logger = logging.getLogger("lowtide")
-
-PLANNED = "planned"
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,9 @@ def plan_pipeline(
         return _Planner(pipe, config, work, device, margin).plan()
     except BudgetError:
         raise
-    except (ConfigError, TargetError) as error:
-        logger.info("this budget is kept by estimates: %s", error)
+    except Exception as error:  # a model nobody has met may break anything here
+        expected = isinstance(error, LowtideError)
+        logger.info("this budget is kept by estimates: %s", error, exc_info=not expected)
         return None
 
 

@@ -21,8 +21,6 @@ from lowtide.memory.strategies.budget import estimate
 from lowtide.memory.units import MIB, parse_bytes
 from lowtide.tests.memory.tiny import held, now
 
-pytestmark = pytest.mark.usefixtures("estimates_only")
-
 LEVELS = ("none", "balanced", "aggressive", "ultra")
 
 

@@ -183,14 +183,8 @@ def _follow(executor: Any, cached: tuple[str, ...]) -> None:
     prompt.registry = listen(_guarded, _started, _stepped, _finished)
     graph = prompt.registry.dynprompt
     device = backend.device_of(mm.get_torch_device())
-    prompt.recorder = Recorder(
-        _timelines,
-        prompt.registry.prompt_id,
-        device,
-        graph,
-        cached,
-        step_peaks=asked.step_peaks(graph),
-    )
+    run, steps = prompt.registry.prompt_id, asked.step_peaks(graph)
+    prompt.recorder = Recorder(_timelines, run, device, graph, cached, steps)
     prompt.always = between.any_has_policy("always")
     prompt.rescue = asked.rescue(graph)
     prompt.learns = asked.learns(graph)
