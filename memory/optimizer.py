@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import backend
-from .adapters import pipelines
+from . import backend, profiles
+from .adapters import comfy, pipelines
 from .cleanup import cleanup_due, release
 from .device import snapshot
 from .errors import LowtideError
@@ -135,6 +135,7 @@ class MemoryOptimizer:
             other.undo()
         self._asked.validate(device_bytes=self._total)
         self._work = work
+        self._know_device()
         self._apply(pipe, settled)
         self._unguard = guard(pipe, self._plain)
         vars(pipe)[_IN_FORCE] = self
@@ -156,6 +157,15 @@ class MemoryOptimizer:
         except BaseException:
             self.undo()
             raise
+
+    def _know_device(self) -> None:
+        """Measure what a plan counts with, at the first use of a device: 10 seconds at most.
+
+        Not inside ComfyUI, where a prompt would wait for it: published figures do until then.
+        """
+        if self._asked.budget_bytes is None or self.device.type == "cpu" or comfy.present():
+            return
+        profiles.measured(self.device)
 
     def _take_over_changes(self) -> None:
         """A configuration a budget chose, once changed by hand, is what is asked for."""
