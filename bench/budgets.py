@@ -197,7 +197,12 @@ def _of_case(
     for number in range(count):
         drawn = floor * (most / floor) ** chance.random()
         budget = floor if number == 0 else math.ceil(drawn)
-        yield _try(pipe, case, place, budget, modes, whole, refused=number == 0)
+        row = _try(pipe, case, place, budget, modes, whole, refused=number == 0)
+        told(
+            f"  {format_bytes(row.budget)}: peak {format_bytes(row.peak)}, moved "
+            f"{format_bytes(row.moved)}: {row.wrong or 'as promised'}"
+        )
+        yield row
 
 
 def _mode(pipe: Any, case: Case, place: Place, setup: Any) -> Ran | None:

@@ -79,7 +79,7 @@ def pipeline_key(
     images: tuple[int, int, int],
     torch_version: str,
 ) -> Key:
-    """The key of a pipeline's run. But for a plan, a budget only chose the rest of the configuration.
+    """The key of a pipeline's run. A budget is a part of it only where it was planned.
 
     Args:
         kind: the pipeline's class. modules: its components with weights.

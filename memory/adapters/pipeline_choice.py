@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from .. import backend, candidates, foresight, monitor_rows
+from .. import backend, candidates, foresight, monitor_rows, profiles
 from ..errors import BudgetError, ConfigError
 from ..foresight import Chosen, TooSlow, Unpredicted
 from ..levels import MemoryOptimizationConfig, OptimizationLevel
 from ..planner.planner import MARGIN
 from ..planner.work import Work
 from ..strategies import budget
+from . import comfy
 from .diffusers import modules_of
 from .pipeline_plan import plan_batch
 from .pipeline_plans import PipelineForesight, foreseen, key_of_run
@@ -107,6 +108,8 @@ def _planned(
 
     ``None`` where there is none, or where what is free is what it does not fit.
     """
+    if not comfy.present():  # there a prompt would wait; published figures do until it is measured
+        profiles.measured(device)
     budget_bytes = config.budget_bytes or 0
     free = usable(device) if config.requested_level is OptimizationLevel.FASTEST else None
     limit = budget_bytes if free is None else min(budget_bytes, free)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lowtide.bench import cli, published
+from lowtide.bench import cli, plan_chart, plan_speed, published
 from lowtide.memory.adapters.synthetic import write_pipeline
+from lowtide.memory.planner.work import Work
 from lowtide.memory.stores import ENVIRONMENT
 
 TINY = ("plan", "--model", "tiny-sd15", "--size", "128", "--steps", "2")
@@ -47,7 +48,28 @@ def test_a_budget_is_a_row_and_a_plan(capsys):
     assert found["level"] == "budget"
     assert found["plan"]["fits"]
     assert found["peak_allocated_bytes"] * 1.03 <= whole * 0.6
-    assert found["plan"]["level"] in ("balanced", "aggressive", "ultra")
+    choices = found["plan"]["choices"]
+    assert set(choices) == {"text_encoder", "unet", "vae"}
+    assert any(choice["how"] != "resident" or not choice["stays"] for choice in choices.values())
+
+
+def test_a_budget_everything_fits_is_level_none(capsys):
+    found = planned(capsys, "--budget-gb", "2")
+    assert found["plan"]["level"] == "none"
+    assert found["largest_batch"] is None, "one image was asked for"
+
+
+def test_the_largest_batch_that_fits_is_said(capsys):
+    one = planned(capsys, "--budget-gb", "0.001")["plan"]["smallest_budget_bytes"]
+    budget = str(one * 1.6 / 2**30)
+    found = planned(capsys, "--budget-gb", budget, "--batch", "40")
+    largest = found["largest_batch"]
+    assert 1 < largest < 40 and not found["plan"]["fits"]
+    assert planned(capsys, "--budget-gb", budget, "--batch", str(largest))["plan"]["fits"]
+    assert not planned(capsys, "--budget-gb", budget, "--batch", str(largest + 1))["plan"]["fits"]
+    assert cli.main([*TINY, "--budget-gb", budget, "--batch", "40"]) == 0
+    text = capsys.readouterr().out
+    assert f"largest batch that fits: {largest}; the 40 images are made in parts of" in text
 
 
 def test_a_budget_that_holds_nothing_names_the_smallest_that_does(capsys):
@@ -93,6 +115,32 @@ def test_a_folder_of_diffusers_is_planned_without_its_weights(capsys, tmp_path):
 def test_what_cannot_be_planned_is_explained(arguments, message, capsys):
     assert cli.main(arguments) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_chart_is_a_picture_of_its_table(tmp_path):
+    work = Work(128, 128, steps=2)
+    found = plan_chart.curves({"tiny-sd15": (0.012, 0.02, 0.06), "tiny-flux": (0.001, 0.1)}, work)
+    points = found.points["tiny-sd15"]["RTX 3060"]
+    assert [point.budget for point in points] == [0.012, 0.02, 0.06]
+    assert all(point.peak * 1.03 <= point.budget for point in points)
+    moved = [point.moved for point in points]
+    assert moved == sorted(moved, reverse=True)
+    assert [p.budget for p in found.points["tiny-flux"]["RTX 4090"]] == [0.1], "0.001 holds nothing"
+    assert [row[0] for row in found.levels] == list(cli.plan.LEVELS)
+    assert all(len(row) == 4 + len(plan_chart.CARDS) for row in found.levels)
+    assert "Predicted, not measured" in found.text()
+    path = tmp_path / "chart.png"
+    assert plan_chart.draw(found, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_slow_planning_fails_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(plan_speed, "measure", lambda: plan_speed.Speed(1.0, 0.01, 0.1, 0.5))
+    assert cli.main(["plan", "--speed"]) == 0
+    for slow in ((5.1, 0.01, 0.1, 0.5), (1.0, 0.06, 0.1, 0.5), (1.0, 0.01, 0.1, 1.1)):
+        monkeypatch.setattr(plan_speed, "measure", lambda slow=slow: plan_speed.Speed(*slow))
+        assert cli.main(["plan", "--speed"]) == 1
+        assert "aimed at" in capsys.readouterr().out
 
 
 @pytest.mark.slow

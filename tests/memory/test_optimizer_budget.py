@@ -65,6 +65,23 @@ def test_what_fits_as_it_is_stays_as_it_is(accelerator: Any) -> None:
         assert optimizer.placed
 
 
+def test_the_device_is_measured_at_its_first_use(
+    accelerator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr("lowtide.memory.profiles.measured", asked.append)
+    pipe = build("tiny-sd15", "float32")
+    for budget, more in ((GIB, 1), (None, 0)):
+        asked.clear()
+        with under(budget) as optimizer:  # type: ignore[arg-type]
+            optimizer.optimize_pipeline(pipe, WORK)
+        assert asked == [accelerator.device] * more
+    monkeypatch.setattr("lowtide.memory.adapters.comfy.present", lambda: True)
+    with under(GIB) as optimizer:
+        optimizer.optimize_pipeline(pipe, WORK)
+    assert asked == [], "no prompt waits for it"
+
+
 def test_another_run_is_planned_anew(accelerator: Any) -> None:
     pipe = build("tiny-sd15", "float32")
     budget = int(0.6 * weight_bytes(pipe))
