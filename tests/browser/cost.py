@@ -29,7 +29,7 @@ SECONDS, ROUNDS = 10.0, 3
 STEPS = 400
 # The frontend logs an error for every message that nobody listens to; that is no cost of ours.
 SILENT = """import { api } from "../../scripts/api.js";
-for (const kind of ["sample", "models", "node", "run", "receipt"])
+for (const kind of ["sample", "models", "node", "run", "receipt", "next", "rescue"])
   api.addEventListener(`lowtide.${kind}`, () => {});
 """
 TARGETS = {"idle": 5.0, "running": 20.0}
