@@ -102,7 +102,7 @@ def test_the_panel_in_both_themes_and_by_its_keys_alone(calm: Told, front: Front
             assert axe_finds(page, [".lowtide-panel", ".lowtide-chip"]) == [], (palette, view)
         panel = calm.panel("history")
         panel.locator('[data-key="reset"]').click()
-        page.locator(".lowtide-dialog").wait_for()
+        page.get_by_role("dialog", name="Lowtide").wait_for()
         assert axe_finds(page, [".lowtide-dialog"]) == [], palette
         calm.shot(f"question-{front.frontend.version}-{palette}")
         page.keyboard.press("Escape")

@@ -36,7 +36,7 @@ class Asked:
         client = self.overlay.js("async () => (await import('/scripts/api.js')).api.clientId")
         body = {"prompt": graph(), "client_id": client}
         prompt = self.server.post("/prompt", body)["prompt_id"]
-        self.dialog.wait_for(timeout=30_000)
+        self.overlay.page.get_by_role("dialog", name="Lowtide").wait_for(timeout=30_000)
         assert "is out of memory. Run it again with less?" in self.dialog.inner_text()
         return prompt
 
