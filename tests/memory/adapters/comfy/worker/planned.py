@@ -10,6 +10,7 @@ from typing import Any
 
 import comfy.model_management as mm
 import torch
+from lowtide.memory.adapters.comfy import measured as measurements
 from lowtide.memory.adapters.comfy.plan_loaded import loaded_subject, prediction
 from lowtide.memory.errors import BudgetError, LowtideError
 from lowtide.memory.levels import MemoryOptimizationConfig
@@ -48,6 +49,7 @@ def case(shape: str, level: str, share: float | None = None) -> dict[str, Any]:
     """
     one = subject(shape)
     unload()
+    measurements.forget_all()  # of other budgets
     budget = None if share is None else int(one.model.model_size() * share)
     config, _ = MemoryLevelSelector().run(level, (budget or 0) / GIB, "pressure")
     begun = time.perf_counter()
