@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lowtide.tests.hosts import graphs
 from lowtide.tests.hosts.fixtures import CHECKPOINT
-from lowtide.tests.hosts.server import Graph, Run, Server
+from lowtide.tests.hosts.server import Graph, Server
 
 pytestmark = pytest.mark.host
 
@@ -46,10 +46,6 @@ def checked(budget_gb: float = 0.0, action: str = "report", **more: object) -> G
     return graph
 
 
-def ran(run: Run, node: str) -> bool:
-    return any(it.get("node") == node for it in run.messages("executing"))
-
-
 def test_it_tells_every_stage_at_every_level_and_changes_no_image(server: Server):
     plain = server.queue(graphs.stock(CHECKPOINT, SIZE, STEPS))
     run = server.queue(checked())
@@ -77,7 +73,7 @@ def test_it_stops_what_will_not_fit_before_anything_is_computed(server: Server):
     assert not run.succeeded
     assert "more than the budget of 2.0 MB" in run.error
     assert "give at least" in run.error and "smaller" in run.error
-    assert not ran(run, "5")
+    assert "5" not in run.messages("execution_error")[0]["executed"]
     again = server.queue(checked(0.002, "report"))
     assert again.succeeded, again.error
     assert json.loads(again.text(JSON))["fits"] is False
