@@ -81,11 +81,11 @@ def _after() -> dict[str, Any]:
 
 
 def prompts(family: str) -> list[dict[str, Any]]:
-    """Prompts at auto: cold, known, unchanged, with another seed, at another size, by name."""
+    """Prompts at auto: cold, again, known, again, another seed, another size; then by name."""
     _begin()
     one, found = runner(), []
     with _listening():
-        for edge, seed in ((64, 1), (64, 2), (64, 2), (64, 3), (96, 4)):
+        for edge, seed in ((64, 1), (64, 1), (64, 2), (64, 2), (64, 3), (96, 4)):
             done(one, _edge(_graph("auto", cleanup="pressure", seed=seed, family=family), edge))
             found.append(_after())
         for _ in range(2):
