@@ -16,6 +16,8 @@ _PLACE = re.compile(r"(?<![a-z])(cpu|npu|cuda)(?![a-z])")
 _OWN_PROCESS = {
     "test_inside.py": "inside",
     "test_matrix.py": "held",
+    "test_plan_accuracy.py": "plans",
+    "test_plan_loaded.py": "plans",
     "test_prompts.py": "prompts",
     "test_sequences.py": "held",
 }

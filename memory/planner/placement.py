@@ -32,6 +32,8 @@ class Placement:
             of a module list.
         fp8: layers' matrices are stored in one byte a value and cast for their layer's forward.
         keeps_codes: whether the stored form stays beside the cast one while the layer computes.
+        drops_codes: whether streamed codes are freed once they are decoded.
+        decoding: values decoded at a time, four bytes for each meanwhile; 0 = none beside.
         coded: indices of the weights FP8 takes where the host chooses; ``None`` = by ``skip``.
         keeps_originals: whether the weights FP8 stands for stay in host memory.
         skip: patterns of names whose weights keep their type; see ``fp8_layerwise``.
@@ -41,6 +43,8 @@ class Placement:
         pinned: streamed weights wait in page-locked host memory.
         buffers: streamed units are copied into that many buffers of the largest one's size, which
             stay (ComfyUI's copy streams); 0 = each unit has memory of its own.
+        largest_first: resident weights come leaf by leaf, the largest first; else as the module
+            has them.
         stays: the weights are on the device before the turn and after it.
     """
 
@@ -48,6 +52,8 @@ class Placement:
     unit: str = LEAF
     fp8: bool = False
     keeps_codes: bool = False
+    drops_codes: bool = False
+    decoding: int = 0
     coded: frozenset[int] | None = None
     keeps_originals: bool = False
     skip: tuple[str, ...] = DELICATE
@@ -55,6 +61,7 @@ class Placement:
     ahead: int = 0
     pinned: bool = False
     buffers: int = 0
+    largest_first: bool = False
     stays: bool = False
 
     @property
@@ -84,6 +91,8 @@ class Layout:
     units: dict[int, tuple[int, ...]]
     casts: dict[int, tuple[int, ...]]
     keeps_codes: bool = False
+    drops_codes: bool = False
+    decoding: int = 0
     buffers: int = 0
 
     @property
@@ -125,6 +134,8 @@ def layout(trace: Trace, placement: Placement) -> Layout:
     cast = tuple(w.nbytes if i in coded else 0 for i, w in enumerate(trace.weights))
     everything = range(len(trace.weights))
     resident = tuple(everything) if placement.resident is None else tuple(placement.resident)
+    if placement.largest_first:
+        resident = _by_leaf(trace, stored, resident)
     units: dict[int, list[int]] = {}
     held = set(resident)
     for index in everything:
@@ -140,8 +151,24 @@ def layout(trace: Trace, placement: Placement) -> Layout:
         {module: tuple(weights) for module, weights in units.items()},
         {module: tuple(weights) for module, weights in casts.items()},
         placement.keeps_codes,
+        placement.drops_codes,
+        placement.decoding,
         placement.buffers,
     )
+
+
+def _by_leaf(trace: Trace, stored: tuple[int, ...], resident: tuple[int, ...]) -> tuple[int, ...]:
+    """The weights in the order of their leaves' bytes, the largest first."""
+    sizes: dict[int, int] = {}
+    for index in resident:
+        owner = trace.weights[index].owner
+        sizes[owner] = sizes.get(owner, 0) + stored[index]
+
+    def place(index: int) -> tuple[int, str, int]:
+        owner = trace.weights[index].owner
+        return sizes[owner], trace.modules[owner][0], -index
+
+    return tuple(sorted(resident, key=place, reverse=True))
 
 
 def fp8_weights(trace: Trace, placement: Placement) -> frozenset[int]:

@@ -6,15 +6,20 @@ streams the leaves that are not resident and keeps the largest ones.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..errors import ConfigError
 from ..levels import MemoryOptimizationConfig, OptimizationLevel
-from .placement import BLOCK, DELICATE, ENCODER_DELICATE, LEAF, PARENT, Placement
+from .loader import Loader, kept
+from .placement import BLOCK, DELICATE, ENCODER_DELICATE, LEAF, PARENT, Placement, layout
 from .predict import DECODE, DENOISE, ENCODE
 from .trace import Trace
 
 DIFFUSERS, COMFYUI = "diffusers", "comfyui"
 ENGINES = (DIFFUSERS, COMFYUI)
 NOTHING: frozenset[int] = frozenset()
+DECODED = 1 << 19
+"""Values that Lowtide's FP8 layers decode at a time; as ``float8`` has it."""
 RESIDENT_SHARE = {OptimizationLevel.AGGRESSIVE: 0.25, OptimizationLevel.ULTRA: 0.0}
 """Of a ComfyUI denoiser's weights, the most that stays on the device; as ``shares`` has it."""
 
@@ -27,13 +32,14 @@ def placement_for(
     *,
     skip: tuple[str, ...] = (),
     coded: frozenset[int] | None = None,
-    buffers: int = 0,
+    loader: Loader | None = None,
 ) -> Placement:
     """Where the weights of a component of ``stage`` lie under ``config``.
 
     Args:
         skip: patterns of names the model's authors keep in full precision.
-        coded, buffers: of ComfyUI's loader, as ``Placement`` has them.
+        coded: of ComfyUI's models, as ``Placement`` has it.
+        loader: ComfyUI's.
 
     Raises:
         ConfigError: no such engine.
@@ -41,7 +47,7 @@ def placement_for(
     if engine == DIFFUSERS:
         return _by_hooks(config, stage, skip)
     if engine == COMFYUI:
-        return _by_loader(config, stage, trace, coded, buffers)
+        return _by_loader(config, stage, trace, coded, loader or Loader())
     raise ConfigError(f"no engine is called {engine!r}; choose {' or '.join(ENGINES)}")
 
 
@@ -78,41 +84,33 @@ def _by_loader(
     stage: str,
     trace: Trace,
     coded: frozenset[int] | None,
-    buffers: int,
+    loader: Loader,
 ) -> Placement:
-    stays = config.offload == "none" and config.budget_bytes is None
     share = RESIDENT_SHARE.get(config.level)
     if share is not None and stage != DENOISE:
         share = None if stage == DECODE else 0.0
-    resident = None if share is None else largest_first(trace, int(trace.weight_bytes * share))
     fp8 = config.fp8_storage and stage == DENOISE
-    return Placement(
-        resident,
-        LEAF,
+    every = Placement(
         fp8=fp8,
         keeps_codes=fp8,
+        drops_codes=fp8 and not loader.holds,
+        decoding=DECODED if fp8 else 0,
         coded=coded,
         keeps_originals=fp8 and config.keep_originals,
-        ahead=1 if buffers else 0,
-        pinned=bool(buffers) and resident is not None,
-        buffers=buffers,
-        stays=stays,
+        ahead=1 if loader.streams else 0,
+        buffers=loader.streams,
+        largest_first=True,
+        stays=config.offload == "none" and config.budget_bytes is None,
     )
+    if share is None:
+        return every
+    return under_cap(trace, every, int(layout(trace, every).resident_bytes * share), loader)
 
 
-def largest_first(trace: Trace, most: int) -> frozenset[int]:
-    """Weights of the largest leaves whose bytes together are at most ``most``."""
-    leaves: dict[int, list[int]] = {}
-    for index, weight in enumerate(trace.weights):
-        leaves.setdefault(weight.owner, []).append(index)
-    sizes = {
-        owner: sum(trace.weights[index].nbytes for index in weights)
-        for owner, weights in leaves.items()
-    }
-    found: set[int] = set()
-    used = 0
-    for owner in sorted(sizes, key=lambda owner: -sizes[owner]):
-        if used + sizes[owner] <= most:
-            used += sizes[owner]
-            found.update(leaves[owner])
-    return frozenset(found)
+def under_cap(trace: Trace, placement: Placement, cap: int, loader: Loader) -> Placement:
+    """``placement`` with at most ``cap`` bytes of weights resident, as ComfyUI's loader chooses."""
+    stored = layout(trace, placement).stored
+    resident = kept(trace, stored, cap, loader)
+    if len(resident) == len(stored):
+        return placement
+    return replace(placement, resident=resident, pinned=bool(loader.streams))

@@ -8,11 +8,13 @@ from typing import Any
 
 from .placement import EVERYTHING, Layout, Placement, layout
 from .replay import Peak, Replay
-from .schedule import Rates, duration, moved_by, whole_copy
+from .schedule import Duration, Rates, duration, moved_by, whole_copy
 from .trace import Trace
 
 ENCODE, DENOISE, DECODE = "encode", "denoise", "decode"
 STAGES = (ENCODE, DENOISE, DECODE)
+_ON_HOST = 50
+"""Times a device's seconds of computing that a host takes: an order of magnitude, not measured."""
 _STEADY = 2
 """Calls replayed of many: from the second on each meets the segments of the one before."""
 
@@ -30,6 +32,8 @@ class Turn:
             ``None`` = as in the turn.
         after: the component that leaves the device when this one comes, and the cache with it.
         lingers: whether it stays until another turn names it in ``after``.
+        empties: whether the allocator's cache is given back once the component has left.
+        on_host: whether it computes in host memory, and nothing of it comes to the device.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Turn:
     resting: int | None = None
     after: str | None = None
     lingers: bool = False
+    empties: bool = False
+    on_host: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -177,6 +183,9 @@ class _Run:
     def take(self, turn: Turn) -> _Taken:
         """One turn."""
         replay = self.replay
+        if turn.on_host:
+            there = replay.allocator.allocated, replay.allocator.reserved
+            return _Taken(turn, Peak(*there, "computing on the host", ""), 0)
         before = replay.allocator.allocated, replay.allocator.reserved
         leaving = turn.after in self.there
         if turn.after in self.there:
@@ -200,6 +209,8 @@ class _Run:
         elif not turn.placement.stays:
             replay.drop(held)
         replay.allocator.release(beside)
+        if turn.empties and turn.name not in self.there:
+            replay.allocator.empty_cache()
         if leaving:  # the stage has begun when the one before leaves
             peaks.append(Peak(*before, "weights leaving", turn.after or ""))
         peak = max(peaks, key=lambda peak: (peak.allocated, peak.reserved))
@@ -228,9 +239,13 @@ def _stage(taken: list[_Taken], rates: Rates | None) -> StagePrediction:
     moved = 0
     for one in taken:
         turn = one.turn
+        if turn.on_host:
+            if rates is not None:
+                seconds += turn.calls * _ON_HOST * duration_of(turn, rates).compute
+            continue
         moved += one.arrived + turn.calls * moved_by(turn.trace, turn.layout)
         if rates is not None:
-            call = duration(turn.trace, turn.layout, turn.placement, rates)
+            call = duration_of(turn, rates)
             arrival = whole_copy(one.arrived, rates, turn.placement.pinned)
             seconds += arrival + turn.calls * call.seconds
     return StagePrediction(
@@ -242,6 +257,11 @@ def _stage(taken: list[_Taken], rates: Rates | None) -> StagePrediction:
         worst.peak.operation,
         worst.peak.module,
     )
+
+
+def duration_of(turn: Turn, rates: Rates) -> Duration:
+    """Of one call of a turn."""
+    return duration(turn.trace, turn.layout, turn.placement, rates)
 
 
 def _on_host(turns: Sequence[Turn]) -> tuple[int, int]:

@@ -8,6 +8,9 @@ from .allocator import CachingAllocator
 from .placement import Layout
 from .trace import ALLOCATED, COMPUTED, ENTERED, FREED, Trace
 
+_PLACE = 4
+"""Bytes of a value's place in the table it is decoded by."""
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -116,6 +119,12 @@ class _Call:
                 self.here[weight] = malloc(own)
         for weight in self.layout.casts.get(module, ()):
             self.cast[weight] = malloc(self.layout.cast[weight])
+            if self.layout.decoding:
+                values = min(self.trace.weights[weight].numel, self.layout.decoding)
+                release(malloc(_PLACE * values))
+            if self.layout.drops_codes and weight in self.here:
+                release(self.here[weight])
+                self.here[weight] = 0
             if not self.layout.keeps_codes:
                 codes = self.held if weight in self.held else self.here
                 release(codes.get(weight, 0))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 DEVICE = torch.device("cuda:0")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -35,6 +36,9 @@ _COPIED = (
     torch.Tensor, nn.Module, dict, list, tuple, set, types.MethodType, functools.partial,
 )  # fmt: skip
 """What may refer to weights or to the module itself."""
+_SMALL = 1 << 20
+"""Bytes up to which a tensor on the host that is no weight keeps its values: tables and the like.
+"""
 
 
 class _Mode(FakeTensorMode):
@@ -44,6 +48,17 @@ class _Mode(FakeTensorMode):
     @property
     def avoid_device_init(self) -> bool:
         return not torch.cuda.is_available()
+
+    def dispatch(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """As ever; but values that are known never go to a device, which may not be there."""
+        device = (kwargs or {}).get("device")
+        if device is not None and torch.device(device).type not in ("cpu", "meta"):
+            for one in args:
+                if isinstance(one, FakeTensor):
+                    one.constant = None
+        return super().dispatch(func, types, args, kwargs or {})
 
 
 def fake_mode() -> FakeTensorMode:
@@ -89,16 +104,20 @@ def fake_copy(
     module: nn.Module,
     mode: FakeTensorMode,
     dtype_of: Callable[[str, torch.Tensor], torch.dtype | None] | None = None,
+    emptied: tuple[str, ...] = (),
 ) -> nn.Module:
     """A copy of ``module`` with fakes for its weights, and without the hooks of who moves them.
 
-    Weights are neither read nor copied, and ``module`` stays as it is.
+    Weights are neither read nor copied, and ``module`` stays as it is. Another thread may be
+    moving them meanwhile: what it exchanges while they are copied becomes a fake as well.
 
     Args:
         dtype_of: the type of the weight of that name; ``None`` = its own.
+        emptied: names of attributes that are lists, and empty in the copy.
     """
     memo: dict[int, Any] = {}
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    weights = [*module.named_parameters(), *module.named_buffers()]
+    for name, tensor in weights:
         if id(tensor) not in memo:
             dtype = None if dtype_of is None else dtype_of(name, tensor)
             fake = fake_tensor(mode, tensor, dtype)
@@ -106,16 +125,20 @@ def fake_copy(
                 fake = nn.Parameter(fake, requires_grad=False)
             memo[id(tensor)] = fake
     for part in module.modules():
-        for name, value in vars(part).items():
+        for name, value in list(vars(part).items()):
             if value is not None and name in _OFFLOAD:
                 memo[id(value)] = None
+            elif name in emptied and isinstance(value, list):
+                memo[id(value)] = []
             elif not isinstance(value, _COPIED):
                 memo[id(value)] = value  # settings and such: some can't be copied
         for name in _HOOKS:
             hooks = getattr(part, name, None)
             if hooks:
                 memo[id(hooks)] = type(hooks)()
-    twin = copy.deepcopy(module, memo)
+    with _Faking(mode):
+        twin = copy.deepcopy(module, memo)
+    del weights  # until here, so that no other object gets the identity of one that is exchanged
     for part in twin.modules():
         for name in _OFFLOAD:
             vars(part).pop(name, None)
@@ -124,6 +147,29 @@ def fake_copy(
             if flags:
                 flags.clear()
     return twin.eval()
+
+
+class _Faking(TorchFunctionMode):
+    """While a module is copied: tensors that nobody foresaw become fakes, small ones are copied."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in (torch.Tensor.__deepcopy__, torch.Tensor.clone):
+            return func(*args, **(kwargs or {}))
+        tensor = args[0]
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        if tensor.device.type == "cpu" and tensor.nbytes <= _SMALL:
+            return func(*args, **(kwargs or {}))
+        made = fake_tensor(self.mode, tensor)
+        if func is torch.Tensor.__deepcopy__:
+            args[1][id(tensor)] = made
+        return made
 
 
 def _untouched(tensor: Any, *_: Any, **__: Any) -> Any:

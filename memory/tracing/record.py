@@ -37,8 +37,15 @@ def record(
     gc.disable()  # else storages in cycles would die at moments that are chance
     started = time.perf_counter()
     try:
-        # Not inference_mode: its tensors have no views that fakes could follow.
-        with torch.no_grad(), mode, recorder, FusedAttention(attention):
+        # Not inference_mode, which the caller may be in: its tensors have no views that fakes
+        # could follow, and operations would arrive here that are not taken apart.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            mode,
+            recorder,
+            FusedAttention(attention),
+        ):
             for tensor in tensors_in(inputs):
                 recorder.born(tensor)
             given = len(recorder.sizes)

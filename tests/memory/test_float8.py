@@ -6,6 +6,7 @@ import pytest
 import torch
 from lowtide.memory import float8
 from lowtide.memory.float8 import CODES, CURVES, LAST, ROOT, decode, encode, relative_error
+from lowtide.memory.planner.policy import DECODED
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -186,3 +187,8 @@ def test_parts_are_worked_on_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_delicate_layers_are_known_by_name(name: str, expected: bool) -> None:
     assert float8.in_a_block(name) is expected
+
+
+def test_the_planner_knows_how_many_values_are_decoded_at_a_time():
+    assert float8.decode_bytes(1 << 40) == 4 * DECODED + 4096
+    assert float8.decode_bytes(10) == 4 * 10 + 4096

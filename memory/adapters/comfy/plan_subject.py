@@ -69,19 +69,25 @@ def comfy_subject(path: Path, work: Work | None, store: TraceCache | None) -> Co
     """
     if path.suffix == ".json":
         graph = read_graph(path)
-        found = _subject(path.name, _of_graph(graph), work or graph.work, store)
+        found = subject_of(path.name, _of_graph(graph), work or graph.work, store)
         return replace(found, level=graph.level, budget_gb=graph.budget_gb)
     loaded = _of_file(path)
-    return _subject(path.name, loaded, work or Work(), store)
+    return subject_of(path.name, loaded, work or Work(), store)
 
 
-def _subject(
-    name: str, loaded: models.Models, work: Work, store: TraceCache | None
+def subject_of(
+    name: str,
+    loaded: models.Models,
+    work: Work,
+    store: TraceCache | None,
+    attention: str = "fused",
+    factor: float = 1.0,
 ) -> ComfySubject:
-    traces = ComfyTraces(loaded, work, store)
+    """What is to be predicted of models, loaded ones or those of headers."""
+    traces = ComfyTraces(loaded, work, store, attention, factor)
     split = None
     if loaded.model is not None and traces.guided:
-        split = ComfyTraces(loaded, replace(work, guided=False), store)
+        split = replace(traces, work=replace(work, guided=False))
     missing = [part for part in ("model", "clip", "vae") if getattr(loaded, part) is None]
     notes = [_STATIC]
     if missing:

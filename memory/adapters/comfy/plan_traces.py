@@ -6,29 +6,39 @@ its conditions and applies itself, the VAE decodes, in Lowtide's strips where a 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ...float8 import LEAST, in_a_block
-from ...levels import MemoryOptimizationConfig, OptimizationLevel
+from ...levels import MemoryOptimizationConfig
 from ...planner.cache import TraceCache
+from ...planner.loader import Loader
 from ...planner.policy import COMFYUI, placement_for
 from ...planner.predict import DECODE, DENOISE, ENCODE, Turn
 from ...planner.trace import Trace, key_of
 from ...planner.work import Work
-from ...strategies.exact_tiling import known, planned, strips, whole_bytes
-from ..versions import version
+from .plan_budget import (
+    may_stream,
+    sampling_turn,
+    start_of,
+    vae_estimate,
+    vae_room,
+    whole_or_streamed,
+)
 from .plan_models import Models
+from .plan_twin import identity, traced, twin_of
+from .plan_vae import DECODE_WORK, VaeWork, calls_of, record_vae, vae_work
 
 _PREFIX = "diffusion_model."
 _PROMPT = "a photograph of a lighthouse at low tide"
-_LATENTS_OF_A_TILE = 16
-_HALF = 0.45
-"""As the VAE's own choice has them (``vae_jobs``)."""
 _STREAMS = 2
+_SAMPLER, _COND = 9, 1
+"""Latents in float32 that the core's sampler holds besides the model's inputs, and for each cond;
+counted on the simulated accelerator."""
 
 
 @dataclass
@@ -39,91 +49,143 @@ class ComfyTraces:
     work: Work
     store: TraceCache | None = None
     attention: str = "fused"
+    workspace_factor: float = 1.0
 
     def __post_init__(self) -> None:
         self._traces: dict[str, Trace] = {}
+        self._questions: dict[str, dict[str, Any]] = {}
 
     @property
     def guided(self) -> bool:
         """Whether a step predicts with and without the prompt: not where guidance is an input."""
+        if self.models.model is None:
+            return self.work.guided
         config = getattr(self.models.model.model.model_config, "unet_config", {})
         return self.work.guided and not config.get("guidance_embed", False)
 
     def turns(self, config: MemoryOptimizationConfig) -> list[Turn]:
-        """What the models do under ``config``, in order."""
+        """What the models do under ``config``, in order; under its budget, as it settles."""
         found: list[Turn] = []
         if self.models.clip is not None:
-            encode = self._turn("clip", ENCODE, self.trace("clip", config), config)
-            found += [encode] * (2 if self.guided else 1)
+            found += [self.clip_turn(config)] * (2 if self.guided else 1)
         if self.models.model is not None:
-            denoise = self._turn("model", DENOISE, self.trace("model", config), config)
-            found.append(self._repeated(denoise, self.work.steps))
+            found.append(self.model_turn(config))
         if self.models.vae is not None:
-            trace = self.trace("vae", config)
-            decode = self._turn("vae", DECODE, trace, config)
-            found.append(self._repeated(decode, -(-self.work.batch // self._chunk(config))))
+            found.append(self.vae_turn(DECODE_WORK, config))
         return found
 
-    def _repeated(self, turn: Turn, calls: int) -> Turn:
-        from dataclasses import replace
+    def clip_turn(self, config: MemoryOptimizationConfig) -> Turn:
+        """One encoding. Older cores compute where the embeddings lie, which may be the host."""
+        turn = self._turn("clip", ENCODE, self.trace("clip", config), config)
+        follows = self._follows_its_weights()
+        turn = replace(turn, on_host=follows and turn.placement.streams)
+        if config.budget_bytes is None or turn.placement.streams:
+            return turn
+        turn = replace(turn, on_host=follows)
+        return whole_or_streamed(turn, config.budget_bytes, loader_here(), self.workspace_factor)
 
-        return replace(turn, calls=calls)
+    def model_turn(self, config: MemoryOptimizationConfig) -> Turn:
+        """All steps of a sampling."""
+        turn = self._sampled(config)
+        if config.budget_bytes is None:
+            return turn
+        options = [turn]
+        if self.guided:
+            alone = replace(self, work=replace(self.work, guided=False))._sampled(config)
+            options.append(replace(alone, calls=2 * alone.calls))
+        patcher = self.models.model
+        start = start_of(patcher, self._latent(patcher.model), config.budget_bytes)
+        return sampling_turn(
+            options, config.budget_bytes, loader_here(), start, self.workspace_factor
+        )
+
+    def _sampled(self, config: MemoryOptimizationConfig) -> Turn:
+        turn = self._turn("model", DENOISE, self.trace("model", config), config)
+        latent = math.prod(self._latent(self.models.model.model)) * torch.float32.itemsize
+        beside = latent * (_SAMPLER + _COND * (2 if self.guided else 1))
+        return replace(turn, calls=self.work.steps, beside=beside)
+
+    def vae_turn(self, kind: str, config: MemoryOptimizationConfig) -> Turn:
+        """The VAE's decode or encode of the run's images under ``config``."""
+        asked = self._vae_work(kind, config)
+        turn = self._turn("vae", DECODE, self._vae_trace(asked), config)
+        turn = replace(turn, calls=calls_of(asked, self.work))
+        if config.budget_bytes is None or not may_stream(self.models.vae):
+            return turn
+        estimate = vae_estimate(asked)
+        factor = self.workspace_factor
+        return whole_or_streamed(turn, config.budget_bytes, loader_here(), factor, estimate)
+
+    def _follows_its_weights(self) -> bool:
+        parts = self.models.clip.cond_stage_model.modules()
+        return not any(hasattr(part, "execution_device") for part in parts)
 
     def _turn(self, name: str, stage: str, trace: Trace, config: MemoryOptimizationConfig) -> Turn:
         placement = placement_for(
-            config, COMFYUI, stage, trace, coded=_in_blocks(trace), buffers=_buffers()
+            config, COMFYUI, stage, trace, coded=_in_blocks(trace), loader=loader_here()
         )
-        return Turn(name, stage, trace, placement)
+        return Turn(name, stage, trace, placement, empties=True)
 
     def trace(self, name: str, config: MemoryOptimizationConfig) -> Trace:
-        """The trace of ``model``, ``clip`` or ``vae`` under ``config``."""
-        question = self._question(name, config)
+        """The trace of ``model``, ``clip`` or ``vae`` (its decode) under ``config``.
+
+        Raises:
+            TargetError: it can't be traced, and why.
+        """
+        if name == "vae":
+            return self._vae_trace(self._vae_work(DECODE_WORK, config))
+        record = self._record_clip if name == "clip" else self._record_model
+        return self._kept(name, self._question(name), record)
+
+    def _vae_work(self, kind: str, config: MemoryOptimizationConfig) -> VaeWork:
+        vae, budget = self.models.vae, config.budget_bytes
+        most = None if budget is None else vae_room(vae, budget)
+        return vae_work(vae, kind, config, self.work, most)
+
+    def _vae_trace(self, asked: VaeWork) -> Trace:
+        question = {**self._question("vae"), **asked.key()}
+        return self._kept("vae", question, lambda: self._record_vae(asked))
+
+    def _kept(self, name: str, question: dict[str, Any], record: Callable[[], Trace]) -> Trace:
         key = key_of(question)
         if key not in self._traces:
-            record = getattr(self, f"_record_{name}")
+            make = traced(name, record)
             if self.store is None:
-                self._traces[key] = record(config)
+                self._traces[key] = make()
             else:
-                self._traces[key] = self.store.recorded(question, lambda: record(config))
+                self._traces[key] = self.store.recorded(question, make)
         return self._traces[key]
 
-    def _question(self, name: str, config: MemoryOptimizationConfig) -> dict[str, Any]:
-        holder = getattr(self.models, name)
-        inner = {"model": "model", "clip": "cond_stage_model", "vae": "first_stage_model"}[name]
-        module = getattr(holder, inner)
-        work = self.work.to_dict()
-        del work["steps"]
-        question: dict[str, Any] = {
-            "class": type(module).__name__,
-            "weights": [
-                (key, tuple(tensor.shape), str(tensor.dtype))
-                for key, tensor in (*module.named_parameters(), *module.named_buffers())
-            ],
-            "config": repr(getattr(getattr(module, "model_config", None), "unet_config", None)),
-            "cast": str(getattr(module, "manual_cast_dtype", None)),
-            "work": work,
-            "kernel": self.attention,
-            "torch": version("torch"),
-            "comfyui": _comfy_version(),
-        }
-        if name == "model" and self.models.clip is not None:
-            question["clip"] = self._question("clip", config)
-        if name == "vae":
-            question["tile"] = self._edge(config)
-            question["keep"] = _gentle(config)
-            question["chunk"] = self._chunk(config)
-        return question
+    def _question(self, name: str) -> dict[str, Any]:
+        """What the trace of a part depends on."""
+        if name not in self._questions:
+            holder = getattr(self.models, name)
+            patcher = holder if name == "model" else holder.patcher
+            work = self.work.to_dict()
+            del work["steps"]
+            question = {
+                **identity(patcher),
+                "work": work,
+                "kernel": self.attention,
+            }
+            if name == "clip":
+                question["layer"] = getattr(holder, "layer_idx", None)
+            if name == "model" and self.models.clip is not None:
+                question["clip"] = self._question("clip")
+            self._questions[name] = question
+        return self._questions[name]
 
-    def _record_clip(self, _config: MemoryOptimizationConfig) -> Trace:
+    def _record_clip(self) -> Trace:
         return self._encode()[0]
 
     def _encode(self) -> tuple[Trace, tuple[tuple[int, ...], ...]]:
         """The trace, and the shapes of the embeddings and of the pooled ones."""
-        from ...tracing import fake_copy, fake_mode, record
+        from ...tracing import fake_mode, record
 
         clip = self.models.clip
         mode = fake_mode()
-        twin: Any = fake_copy(clip.cond_stage_model, mode)
+        twin = twin_of(clip.patcher, mode)
+        _prepare(twin, clip)
         tokens = clip.tokenize(_PROMPT)
         shapes: list[tuple[int, ...]] = []
 
@@ -135,16 +197,16 @@ class ComfyTraces:
 
         return record(twin, run, mode, attention=self.attention), tuple(shapes)
 
-    def _record_model(self, _config: MemoryOptimizationConfig) -> Trace:
-        from ...tracing import fake_copy, fake_mode, record
+    def _record_model(self) -> Trace:
+        from ...tracing import fake_mode, record
         from .plan_conditions import conditions
 
         patcher = self.models.model
         shapes = self._encode()[1] if self.models.clip is not None else ()
         mode = fake_mode()
-        twin: Any = fake_copy(patcher.model, mode)
+        twin = twin_of(patcher, mode)
         count = 2 if self.guided else 1
-        with mode:
+        with torch.inference_mode(False), torch.no_grad(), mode:
             noise = torch.empty(self._latent(patcher.model), device="cuda:0")
             more = conditions(twin, noise, shapes, count, self.work)
             inputs = torch.empty((count * noise.shape[0], *noise.shape[1:]), device="cuda:0")
@@ -161,67 +223,20 @@ class ComfyTraces:
             size = ((self.work.frames - 1) // 4 + 1, *size)
         return (self.work.batch, int(form.latent_channels), *size)
 
-    def _record_vae(self, config: MemoryOptimizationConfig) -> Trace:
-        from ...tracing import fake_copy, fake_mode, record
+    def _record_vae(self, asked: VaeWork) -> Trace:
+        from ...tracing import fake_mode
 
-        vae = self.models.vae
         mode = fake_mode()
-        twin: Any = fake_copy(vae.first_stage_model, mode)
-        factor = int(vae.spacial_compression_decode())
-        size: tuple[int, ...] = (self.work.height // factor, self.work.width // factor)
-        edge = self._edge(config)
-        plan = None
-        if edge is not None and vae.latent_dim == 2 and known(vae.first_stage_model):
-            plan = self._strips(edge, config)
-        elif edge is not None:
-            size = tuple(min(length, edge // factor) for length in size)  # one blended tile
-        if vae.latent_dim == 3:
-            size = ((self.work.frames - 1) // 4 + 1, *size)
-        images = min(self.work.batch, self._chunk(config))
-        with mode:
-            shape = (images, int(vae.latent_channels), *size)
-            latent = torch.empty(shape, dtype=vae.vae_dtype, device="cuda:0")
-
-        def run() -> Any:
-            cut = nullcontext() if plan is None else strips(twin, "decoder", plan)
-            with cut:
-                return twin.decode(latent).to("cpu").float()
-
-        return record(twin, run, mode, [latent], attention=self.attention)
-
-    def _strips(self, edge: int, config: MemoryOptimizationConfig) -> Any:
-        from dataclasses import replace
-
-        vae = self.models.vae
-        module = vae.first_stage_model.decoder
-        size = (min(self.work.batch, self._chunk(config)), self.work.height, self.work.width)
-        itemsize = vae.vae_dtype.itemsize
-        lean = planned(module, *size, itemsize, edge)
-        untiled = whole_bytes(module, *size, itemsize)
-        if lean is None or untiled is None or max(size[1:]) <= edge:
-            return None
-        keep = max(0, int(_HALF * untiled) - lean.strips) if _gentle(config) else 0
-        return replace(lean, keep=keep)
-
-    def _edge(self, config: MemoryOptimizationConfig) -> int | None:
-        """Pixels of a tile; ``None`` = whole images."""
-        if not config.enable_vae_tiling:
-            return None
-        edge = config.tile_for(self.work.height, self.work.width)
-        if config.vae_tile_size is None:
-            factor = int(self.models.vae.spacial_compression_decode())
-            edge = max(edge, _LATENTS_OF_A_TILE * factor)
-        return edge
-
-    def _chunk(self, config: MemoryOptimizationConfig) -> int:
-        """Images the VAE works on at once; the core takes as many as it has memory for."""
-        if not config.enable_vae_slicing:
-            return self.work.batch
-        return config.vae_decode_chunk_size or 1
+        twin = twin_of(self.models.vae.patcher, mode)
+        return record_vae(self.models.vae, twin, mode, asked, self.attention)
 
 
-def _gentle(config: MemoryOptimizationConfig) -> bool:
-    return config.level in (OptimizationLevel.NONE, OptimizationLevel.BALANCED)
+def _prepare(twin: Any, clip: Any) -> None:
+    """Set a text encoder up as encoding does: its options, and no device of an earlier run."""
+    if hasattr(twin, "reset_clip_options"):
+        twin.reset_clip_options()
+        if getattr(clip, "layer_idx", None) is not None:
+            twin.set_clip_options({"layer": clip.layer_idx})
 
 
 def _in_blocks(trace: Trace) -> frozenset[int]:
@@ -238,16 +253,12 @@ def _in_blocks(trace: Trace) -> frozenset[int]:
     )
 
 
-def _buffers() -> int:
-    """Buffers that newer cores copy streamed weights into on an NVIDIA GPU."""
+def loader_here() -> Loader:
+    """How this ComfyUI's loader streams; one that was told of no GPU plans for an NVIDIA one."""
     import comfy.model_management as mm
 
-    return _STREAMS if hasattr(mm, "STREAM_CAST_BUFFERS") else 0
-
-
-def _comfy_version() -> str | None:
-    try:
-        from comfyui_version import __version__
-    except ImportError:
-        return None
-    return str(__version__)
+    if not hasattr(mm, "STREAM_CAST_BUFFERS"):
+        return Loader(holds=False)
+    if mm.is_device_cpu(mm.get_torch_device()):
+        return Loader(_STREAMS, reserves=True)
+    return Loader(int(mm.NUM_STREAMS), reserves=True)

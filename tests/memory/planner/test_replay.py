@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from lowtide.memory.planner.loader import Loader, kept
 from lowtide.memory.planner.placement import BLOCK, LEAF, PARENT, Placement, layout
-from lowtide.memory.planner.policy import largest_first
 from lowtide.memory.planner.predict import Turn, predict
 from lowtide.tests.memory.planner.made import MIB, made
 
@@ -95,7 +95,19 @@ def test_what_stays_is_there_in_every_stage():
     assert found.moved_bytes == 0
 
 
-@pytest.mark.parametrize("most", [0, 4 * MIB - 1, 4 * MIB, 9 * MIB, 100 * MIB])
+@pytest.mark.parametrize("most", [0, 4 * MIB - 1, 4 * MIB + 1, 9 * MIB, 12 * MIB])
 def test_the_largest_leaves_within_a_share(most):
-    kept = largest_first(made(), most)
-    assert len(kept) == min(3, most // (4 * MIB))
+    stored = [weight.nbytes for weight in made().weights]
+    assert len(kept(made(), stored, most, Loader())) == most // (4 * MIB)
+    # Strictly less than the limit, as the core compares; all of them where all fit.
+    assert len(kept(made(), stored, 8 * MIB, Loader())) == 1
+
+
+@pytest.mark.parametrize(
+    ("most", "streams", "count"),
+    [(4 * MIB + 1, 0, 1), (8 * MIB + 1, 0, 1), (8 * MIB + 1, 2, 0), (12 * MIB, 2, 3)],
+)
+def test_a_loader_that_reserves_keeps_less_than_the_cap(most, streams, count):
+    # Beside each leaf it keeps room for that leaf and the next ones, of the model's size at most.
+    stored = [weight.nbytes for weight in made().weights]
+    assert len(kept(made(), stored, most, Loader(streams, reserves=True))) == count

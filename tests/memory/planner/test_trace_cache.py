@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lowtide.memory.planner.cache import TraceCache
+from lowtide.memory.planner.cache import REMEMBERED, TraceCache
 from lowtide.memory.planner.trace import TraceError, dump, key_of, load
 from lowtide.tests.memory.planner.made import made
 
@@ -31,6 +31,19 @@ def test_it_is_recorded_once(tmp_path):
     assert len(calls) == 4
 
 
+def test_the_last_few_are_not_read_again(tmp_path):
+    store, found = TraceCache(tmp_path), []
+    for number in range(REMEMBERED + 1):
+        found.append(store.recorded({"x": number}, made))
+    for path in tmp_path.glob("*.trace"):
+        path.unlink()
+    assert store.recalled(key_of({"x": REMEMBERED})) is found[-1]
+    assert store.recalled(key_of({"x": 1})) is found[1]
+    assert store.recalled(key_of({"x": 0})) is None
+    store.clear()
+    assert store.recalled(key_of({"x": 1})) is None
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other key", "old format"])
 def test_a_damaged_file_is_recorded_anew(tmp_path, damage):
     store, question = TraceCache(tmp_path), {"x": 1}
@@ -53,6 +66,7 @@ def test_a_damaged_file_is_recorded_anew(tmp_path, damage):
     assert store.find(key_of(question)) is None
     assert not path.exists()
     calls = []
+    store = TraceCache(tmp_path)
     store.recorded(question, lambda: calls.append(1) or made())
     assert calls
     assert store.find(key_of(question)) is not None
