@@ -46,7 +46,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: Any) -> I
     bare = replace(profiles.known(name, version), workspace_factor=0.0)
     monkeypatch.setitem(profiles._known, profiles.key_of(name, version), bare)
     recent.predictions.clear()
-    recent.traces.clear()
     verified.begin()
     yield
     assert planning.finish(60)

@@ -16,7 +16,6 @@ from lowtide.memory import learning, profiles, session, verified
 from lowtide.memory.adapters.comfy import plan_choice
 from lowtide.memory.device import snapshot
 from lowtide.memory.later import planning
-from lowtide.memory.planner import recent
 from lowtide.memory.units import GIB
 from workflows import text_to_image
 
@@ -47,7 +46,6 @@ def _begin(anew: bool = True) -> None:
     os.environ["LOWTIDE_HOME"] = tempfile.mkdtemp(dir=_home.name) if anew else _home.name
     fresh()
     plan_choice.forget()
-    recent.traces.clear()
     _texts.clear()
     name, version = snapshot(mm.get_torch_device()).name, str(torch.__version__)
     bare = replace(profiles.known(name, version), workspace_factor=0.0)
