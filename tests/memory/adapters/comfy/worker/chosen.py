@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
@@ -41,9 +42,16 @@ def _listening() -> Iterator[None]:
         session.optimize_native = original
 
 
-def _begin(anew: bool = True) -> None:
-    """A device whose kernels need no room of their own; a history of its own where ``anew``."""
-    os.environ["LOWTIDE_HOME"] = tempfile.mkdtemp(dir=_home.name) if anew else _home.name
+def _begin(cold: bool = False) -> None:
+    """A device whose kernels need no room of their own, and a history that is empty.
+
+    Unless ``cold``, traces are those that earlier calls recorded.
+    """
+    home = os.environ["LOWTIDE_HOME"] = tempfile.mkdtemp(dir=_home.name)
+    if not cold:
+        kept = Path(_home.name, "traces")
+        kept.mkdir(exist_ok=True)
+        Path(home, "traces").symlink_to(kept, target_is_directory=True)
     fresh()
     plan_choice.forget()
     _texts.clear()
@@ -80,7 +88,7 @@ def _after() -> dict[str, Any]:
 
 def prompts(family: str) -> list[dict[str, Any]]:
     """Prompts at auto: cold, again, known, again, another seed, another size; then by name."""
-    _begin()
+    _begin(cold=True)
     one, found = runner(), []
     with _listening():
         for edge, seed in ((64, 1), (64, 1), (64, 2), (64, 2), (64, 3), (96, 4)):
