@@ -19,6 +19,7 @@ from ..foresight import Foreseen, TooSlow, Unpredicted
 from ..history_rows import Key
 from ..levels import MemoryOptimizationConfig
 from ..planner import planner, recent
+from ..planner.cache import shared
 from ..planner.predict import Prediction as Predicted
 from ..planner.predict import predict
 from ..planner.trace import key_of
@@ -75,7 +76,7 @@ class PipelineForesight:
         self, pipe: Any, work: Work, device: torch.device, *, patience: float | None = None
     ) -> None:
         try:
-            self.store = recent.RecentTraces(stores.folder() / "traces")
+            self.store = shared(stores.folder() / "traces")
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise Unpredicted(f"there is no folder to keep traces in ({error})") from error
         try:

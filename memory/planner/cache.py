@@ -55,6 +55,11 @@ class TraceCache:
             self._remember(key, found)
         return found
 
+    def has(self, key: str) -> bool:
+        """Whether the trace need not be recorded; that its file is damaged is found out later."""
+        with self._lock:
+            return key in self._recent or self._path(key).exists()
+
     def _remember(self, key: str, trace: Trace) -> None:
         with self._lock:
             self._recent[key] = trace
@@ -136,3 +141,13 @@ class TraceCache:
         except OSError:
             return False
         return True
+
+
+_stores: dict[str, TraceCache] = {}
+_stores_lock = threading.Lock()
+
+
+def shared(folder: Path) -> TraceCache:
+    """The cache of this process for ``folder``: whoever asks meets the traces the others met."""
+    with _stores_lock:
+        return _stores.setdefault(str(folder), TraceCache(folder))

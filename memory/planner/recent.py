@@ -1,4 +1,4 @@
-"""Traces and predictions this process has met lately: what comes again costs no disk and no replay.
+"""Predictions this process has met lately: what comes again costs no replay.
 
 Plain values, bounded in number; nothing here refers to a model. Safe to use from any thread.
 """
@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from .cache import TraceCache
 from .predict import Prediction
-from .trace import Trace, key_of
 
 T = TypeVar("T")
 
-MOST_TRACES = 16
-"""A trace of a large model takes some megabytes."""
 MOST_PREDICTIONS = 256
 
 
@@ -50,22 +45,4 @@ class Recent(Generic[T]):
             self._held.clear()
 
 
-traces: Recent[Trace] = Recent(MOST_TRACES)
 predictions: Recent[Prediction] = Recent(MOST_PREDICTIONS)
-
-
-class RecentTraces(TraceCache):
-    """A cache on disk with the latest traces at hand."""
-
-    def recorded(self, question: Mapping[str, Any], record: Callable[[], Trace]) -> Trace:
-        """As ``TraceCache.recorded``."""
-        key = key_of(question)
-        found = traces.get(key)
-        if found is None:
-            found = super().recorded(question, record)
-            traces.put(key, found)
-        return found
-
-    def has(self, key: str) -> bool:
-        """Whether the trace need not be recorded; a damaged file is found out later."""
-        return traces.get(key) is not None or self._path(key).exists()

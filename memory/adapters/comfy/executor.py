@@ -88,6 +88,7 @@ def uninstall() -> None:
     if prompt is not None and prompt.recorder is not None:
         prompt.recorder.end(INTERRUPTED)
     _state["executor"] = lambda: None
+    plan_choice.forget()
     moved.uninstall()
     host_copies.uninstall()
     rescue.uninstall()
@@ -157,12 +158,14 @@ def _on_message(executor: Any, event: str, data: dict[str, Any]) -> None:
     if event == "execution_start":
         override.begin_run()
         verified.begin()
+        plan_choice.before_prompt()
     elif event == "execution_cached":
         _state["executor"] = weakref.ref(executor)
         _follow(executor, tuple(data.get("nodes", ())))
     elif event in _ENDS:
         prompt, _state["prompt"] = _state["prompt"], None
         if prompt is None:
+            plan_choice.after_prompt(False)
             return
         prompt.always = prompt.always or between.any_has_policy("always")
         try:

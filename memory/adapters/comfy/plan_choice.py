@@ -61,6 +61,10 @@ _decisions: OrderedDict[str, _Decision] = OrderedDict()
 _ran: dict[str, str | None] = {"whole": None}
 """The name of the last graph, if it ran to its end."""
 _pending: dict[str, Callable[[], None]] = {}
+_idle = threading.Event()
+_idle.set()
+_PATIENCE = 60.0
+"""Seconds that preparing waits for a prompt to end before it goes on beside it."""
 
 
 def choose(
@@ -137,12 +141,18 @@ def fingerprint(node: str | None) -> str:
         return "0"
 
 
+def before_prompt() -> None:
+    """A prompt begins: what is left for later waits."""
+    _idle.clear()
+
+
 def after_prompt(done: bool) -> None:
     """The prompt is over: what could not be predicted in it is prepared for the next one.
 
     Args:
         done: whether it ran to its end.
     """
+    _idle.set()
     with _lock:
         chosen = any(known.config is not None for known in _decisions.values())
     named = _name(runs.graph()) if done and chosen else None
@@ -156,6 +166,7 @@ def after_prompt(done: bool) -> None:
 
 def forget() -> None:
     """Decide as if nothing had been asked before."""
+    _idle.set()
     with _lock:
         _decisions.clear()
         _pending.clear()
@@ -262,7 +273,9 @@ def _prepare_later(
             levels = list(candidates.levels_from(config))
         except ConfigError:
             levels = [config]
-        found.prepare(levels)
+        for level in levels:  # the next prompt is not to be slowed, unless one follows another
+            _idle.wait(_PATIENCE)
+            found.prepare([level])
         ways = tuple(found(level) for level in levels)
         with _lock:
             known = _decisions.get(node or "")

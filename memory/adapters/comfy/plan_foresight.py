@@ -15,7 +15,8 @@ from ...fitting import MARGIN, Prediction, Stage
 from ...foresight import Foreseen, TooSlow, Unpredicted
 from ...history_rows import Key
 from ...levels import MemoryOptimizationConfig
-from ...planner import planner, recent
+from ...planner import planner
+from ...planner.cache import TraceCache, shared
 from ...planner.predict import predict
 from ...planner.trace import Trace, key_of
 from ...profiles import known
@@ -23,8 +24,8 @@ from ...run_key import plan_name, positions, shape_name
 from ...stage_names import DECODING, DENOISING, OF_PLANNER, TEXT_ENCODING
 from ...strategies.attention import has_fused_kernel
 from .learned import gpu, name_of
-from .plan_models import Models
-from .plan_traces import ComfyTraces
+from .plan_loaded import loaded_subject
+from .plan_subject import ComfySubject
 from .runs import Run
 
 
@@ -47,7 +48,7 @@ class LoadedForesight:
         if model is None and clip is None and vae is None:
             raise Unpredicted("no model is plugged in")
         try:
-            self.store = _Store(stores.folder() / "traces")
+            self.store = _Known(shared(stores.folder() / "traces"))
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise Unpredicted(f"there is no folder to keep traces in ({error})") from error
         self.run = run
@@ -55,7 +56,7 @@ class LoadedForesight:
         self.parts = {"model": model, "clip": clip, "vae": vae}
         self.profile = known(snapshot(device).name, str(torch.__version__))
         self.size = (run.work.height, run.work.width)
-        self._subject = self._traces()
+        self._subject = self._loaded()
 
     def what(self) -> str:
         """The run, for people."""
@@ -110,10 +111,11 @@ class LoadedForesight:
 
         return again
 
-    def _traces(self) -> ComfyTraces:
+    def _loaded(self) -> ComfySubject:
         kernel = "fused" if has_fused_kernel(self.device) else "math"
-        models = Models(self.parts["model"], self.parts["clip"], self.parts["vae"])
-        return ComfyTraces(models, self.run.work, self.store, kernel)
+        factor = self.profile.workspace_factor
+        more: dict[str, Any] = {"attention": kernel, "workspace_factor": factor}
+        return loaded_subject(self.run.work, store=self.store, **self.parts, **more)
 
     def _keys(self, config: MemoryOptimizationConfig) -> dict[str, Key]:
         """The names the history will have for the stages; see ``learned``."""
@@ -146,10 +148,13 @@ class LoadedForesight:
         return (work.batch, channels, work.height // factor, work.width // factor)
 
 
-class _Store(recent.RecentTraces):
+class _Known(TraceCache):
     """Traces that are there already; others are recorded only where somebody has the time."""
 
-    may_record = False
+    def __init__(self, store: TraceCache) -> None:
+        super().__init__(store.folder, store.most_bytes)
+        self._store = store
+        self.may_record = False
 
     def recorded(self, question: Mapping[str, Any], record: Callable[[], Trace]) -> Trace:
         """As ``TraceCache.recorded``.
@@ -157,9 +162,9 @@ class _Store(recent.RecentTraces):
         Raises:
             TooSlow: it would have to be recorded now.
         """
-        if not self.may_record and not self.has(key_of(question)):
+        if not self.may_record and not self._store.has(key_of(question)):
             raise TooSlow("it has not been traced yet; that is done after this prompt")
-        return super().recorded(question, record)
+        return self._store.recorded(question, record)
 
 
 def _cannot(error: Exception) -> str:

@@ -9,12 +9,11 @@ only the first question of a kind takes a second or more. It may be asked from a
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from ...errors import TargetError
 from ...levels import MemoryOptimizationConfig
-from ...planner.cache import TraceCache
+from ...planner.cache import TraceCache, shared
 from ...planner.predict import Prediction, predict
 from ...planner.work import Work
 from ...stores import folder
@@ -23,15 +22,10 @@ from .plan_subject import ComfySubject, subject_of
 
 NAME = "the loaded models"
 
-_lock = threading.Lock()
-_stores: dict[str, TraceCache] = {}
-
 
 def traces_store() -> TraceCache:
     """The store of this process: traces on disk, and the last few in memory."""
-    place = folder() / "traces"
-    with _lock:
-        return _stores.setdefault(str(place), TraceCache(place))
+    return shared(folder() / "traces")
 
 
 def loaded_subject(

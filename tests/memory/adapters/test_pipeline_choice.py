@@ -46,7 +46,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: Any) -> I
     bare = replace(profiles.known(name, version), workspace_factor=0.0)
     monkeypatch.setitem(profiles._known, profiles.key_of(name, version), bare)
     recent.predictions.clear()
-    recent.traces.clear()
     verified.begin()
     yield
     assert planning.finish(60)
@@ -251,6 +250,18 @@ def test_a_budget_is_kept_by_prediction_and_the_monitor_says_so(
     assert "Predicted and measured:\ntiny:\n  text encoding: " in text
     assert " predicted, " in text and ": kept (" in text
     assert figures["runs"] == [ran.to_dict()]
+
+
+def test_what_was_predicted_is_what_runs(patient: None, accelerator: Any) -> None:
+    pipe, work = plain(), Work(128, 128, steps=1)
+    asked = config("balanced", budget_bytes=256 * MIB)
+    with MemoryOptimizer(asked) as optimizer:
+        optimizer.optimize_pipeline(pipe, work)
+        assert optimizer.config.budget_bytes == 256 * MIB
+        with MemoryMonitor(optimizer, False, images=(1, 128, 128)) as monitor:
+            run(pipe, size=128, steps=1)
+    decoding = next(it for it in monitor.verified if it.stage == "decoding")
+    assert abs(decoding.error or 1) < 0.05, "the VAE did not fill the budget with its maps"
 
 
 def test_a_budget_nothing_keeps_names_the_smallest_that_does(

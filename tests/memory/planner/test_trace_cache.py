@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lowtide.memory.planner.cache import REMEMBERED, TraceCache
+from lowtide.memory.planner.cache import REMEMBERED, TraceCache, shared
 from lowtide.memory.planner.trace import TraceError, dump, key_of, load
 from lowtide.tests.memory.planner.made import made
 
@@ -42,6 +42,21 @@ def test_the_last_few_are_not_read_again(tmp_path):
     assert store.recalled(key_of({"x": 0})) is None
     store.clear()
     assert store.recalled(key_of({"x": 1})) is None
+
+
+def test_whether_one_is_there_is_told_without_reading_it(tmp_path):
+    store, question = TraceCache(tmp_path), {"x": 1}
+    key = key_of(question)
+    assert not store.has(key)
+    store.recorded(question, made)
+    assert store.has(key) and TraceCache(tmp_path).has(key)
+    next(iter(tmp_path.glob("*.trace"))).unlink()
+    assert store.has(key) and not TraceCache(tmp_path).has(key)
+
+
+def test_a_process_has_one_cache_for_a_folder(tmp_path):
+    assert shared(tmp_path) is shared(tmp_path)
+    assert shared(tmp_path) is not shared(tmp_path / "other")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other key", "old format"])

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
@@ -16,7 +17,6 @@ from lowtide.memory import learning, profiles, session, verified
 from lowtide.memory.adapters.comfy import plan_choice
 from lowtide.memory.device import snapshot
 from lowtide.memory.later import planning
-from lowtide.memory.planner import recent
 from lowtide.memory.units import GIB
 from workflows import text_to_image
 
@@ -42,12 +42,18 @@ def _listening() -> Iterator[None]:
         session.optimize_native = original
 
 
-def _begin(anew: bool = True) -> None:
-    """A device whose kernels need no room of their own; a history of its own where ``anew``."""
-    os.environ["LOWTIDE_HOME"] = tempfile.mkdtemp(dir=_home.name) if anew else _home.name
+def _begin(cold: bool = False) -> None:
+    """A device whose kernels need no room of their own, and a history that is empty.
+
+    Unless ``cold``, traces are those that earlier calls recorded.
+    """
+    home = os.environ["LOWTIDE_HOME"] = tempfile.mkdtemp(dir=_home.name)
+    if not cold:
+        kept = Path(_home.name, "traces")
+        kept.mkdir(exist_ok=True)
+        Path(home, "traces").symlink_to(kept, target_is_directory=True)
     fresh()
     plan_choice.forget()
-    recent.traces.clear()
     _texts.clear()
     name, version = snapshot(mm.get_torch_device()).name, str(torch.__version__)
     bare = replace(profiles.known(name, version), workspace_factor=0.0)
@@ -81,11 +87,11 @@ def _after() -> dict[str, Any]:
 
 
 def prompts(family: str) -> list[dict[str, Any]]:
-    """Prompts at auto: cold, known, unchanged, with another seed, at another size, by name."""
-    _begin()
+    """Prompts at auto: cold, again, known, again, another seed, another size; then by name."""
+    _begin(cold=True)
     one, found = runner(), []
     with _listening():
-        for edge, seed in ((64, 1), (64, 2), (64, 2), (64, 3), (96, 4)):
+        for edge, seed in ((64, 1), (64, 1), (64, 2), (64, 2), (64, 3), (96, 4)):
             done(one, _edge(_graph("auto", cleanup="pressure", seed=seed, family=family), edge))
             found.append(_after())
         for _ in range(2):
