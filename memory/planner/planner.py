@@ -187,11 +187,14 @@ def _best(choices: list[Choice], limits: Limits) -> Choice:
         alike = [choice for choice in some if choice.seconds <= bound]
         return min(alike, key=lambda choice: (choice.moved, choice.peak))
 
+    def cost(choice: Choice) -> float:
+        return choice.moved if limits.by_moved else choice.seconds
+
     best = fastest(choices)
     faithful = [choice for choice in choices if not choice.loses]
     if best.loses and faithful:
         same = fastest(faithful)
-        if limits.faithful or same.seconds <= best.seconds * (1 + WORTH):
+        if limits.faithful or cost(same) <= cost(best) * (1 + WORTH):
             return same
     return best
 

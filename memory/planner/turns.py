@@ -75,7 +75,8 @@ def choose_turns(
         if found.prediction is None or limits.holds(found.prediction.peak_allocated):
             return found
         # In a row they meet each other's blocks, which may be larger than what is put in them.
-        spare += found.prediction.peak_allocated - (limits.room or 0)
+        room = limits.room or 0
+        spare += found.prediction.peak_allocated - room + room // 100
     assert found.prediction is not None
     least = max(found.smallest_budget, limits.smallest(found.prediction.peak_allocated))
     return TurnsPlan({}, frozenset(), frozenset(), None, least, found.advice)
@@ -95,17 +96,17 @@ def _chosen(
         return choose([components[name]], limits.without(beside + spare), rates, **costs)
 
     found = {name: alone(name, 0) for name in components}
-    smallest = max(plan.smallest_budget for plan in found.values()) + spare
+    smallest = max(plan.smallest_budget for plan in found.values())
     advice = tuple(
         line
         for plan in found.values()
-        if not plan.fits and plan.smallest_budget + spare == smallest
+        if not plan.fits and plan.smallest_budget == smallest
         for line in plan.advice
     )
     missing = [name for name, plan in found.items() if not plan.fits]
     if missing:
         advice = advice or found[missing[0]].advice
-        return TurnsPlan({}, frozenset(), frozenset(), None, smallest, advice)
+        return TurnsPlan({}, frozenset(), frozenset(), None, smallest + spare, advice)
     waits = _waiting(run, found, alone)
     choices = {name: plan.choices[0] for name, plan in found.items()}
     stays = _staying(choices, waits, limits.without(spare))
