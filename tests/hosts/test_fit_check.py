@@ -48,7 +48,9 @@ def checked(budget_gb: float = 0.0, action: str = "report", **more: object) -> G
 
 def test_it_tells_every_stage_at_every_level_and_changes_no_image(server: Server):
     plain = server.queue(graphs.stock(CHECKPOINT, SIZE, STEPS))
-    run = server.queue(checked())
+    graph = checked()
+    del graph[CHART]  # an image of another size
+    run = server.queue(graph)
     assert run.succeeded, run.error
     assert np.array_equal(server.images(run), server.images(plain))
     text, found = run.text(TABLE), json.loads(run.text(JSON))
@@ -65,6 +67,7 @@ def test_a_budget_is_a_row_of_its_own(server: Server):
     assert run.succeeded, run.error
     found = json.loads(run.text(JSON))
     assert found["rows"][-1]["name"] == "the budget" and found["rows"][-1]["fits"]
+    assert len(run.outputs[CHART]["images"]) == 1
     assert found["limit_bytes"] == 1 << 30 and found["fits"] is True
 
 
