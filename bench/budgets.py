@@ -249,8 +249,7 @@ def _try(
     whole: Ran,
     refused: bool,
 ) -> Budgeted:
-    row = Budgeted(case.name, budget)
-    wrong: list[str] = []
+    row, wrong = Budgeted(case.name, budget), list[str]()
     if refused:
         try:
             _optimizer(case, place, budget - _STEP).optimize_pipeline(pipe, case.work)

@@ -76,7 +76,7 @@ def test_a_budget_that_holds_nothing_names_the_smallest_that_does(capsys):
     found = planned(capsys, "--budget-gb", "0.001")
     assert not found["plan"]["fits"]
     smallest = found["plan"]["smallest_budget_bytes"]
-    assert "give" in found["plan"]["advice"][0]
+    assert "the smallest budget that would do" in found["plan"]["advice"][0]
     assert planned(capsys, "--budget-gb", str(smallest / 2**30))["plan"]["fits"]
 
 
