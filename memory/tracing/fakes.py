@@ -164,7 +164,8 @@ class _Faking(TorchFunctionMode):
         tensor = args[0]
         if isinstance(tensor, FakeTensor):
             return tensor
-        if tensor.device.type == "cpu" and tensor.nbytes <= _SMALL:
+        is_table = func is torch.Tensor.__deepcopy__  # a parameter is cloned
+        if is_table and tensor.device.type == "cpu" and tensor.nbytes <= _SMALL:
             return func(*args, **(kwargs or {}))
         made = fake_tensor(self.mode, tensor)
         if func is torch.Tensor.__deepcopy__:

@@ -78,6 +78,23 @@ TABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         ["IMAGE"],
     ),
+    "LowtideFitCheck": (
+        {
+            "width": "INT",
+            "height": "INT",
+            "batch_size": "INT",
+            "steps": "INT",
+            "cfg": "FLOAT",
+            "budget_gb": "FLOAT",
+            "if_it_does_not_fit": ["report", "stop"],
+            "?config": "LOWTIDE_CONFIG",
+            "?model": "MODEL",
+            "?clip": "CLIP",
+            "?vae": "VAE",
+            "?latent": "LATENT",
+        },
+        ["MODEL", "CLIP", "VAE", "STRING", "STRING", "IMAGE"],
+    ),
     "LowtideVRAMMonitor": ({"anything": "*"}, ["*", "STRING", "LOWTIDE_FIGURES"]),
     "LowtideForceCleanup": (
         {"anything": "*", "target": ["vram", "ram", "both"], "?keep": "STRING"},

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.host
 FOLDERS = ("lowtide", "Low tide-pack v0.1", "lowtide-0.1.0.rc1", "ComfyUI Lowtide (copy)")
 LIMIT_SECONDS = 0.5
 NODES = {
+    "LowtideFitCheck",
     "LowtideForceCleanup",
     "LowtideGenerate",
     "LowtideLoadDiffusersPipeline",

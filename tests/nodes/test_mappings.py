@@ -16,6 +16,7 @@ IDS = {
     "LowtideOptimizeDiffusersPipeline",
     "LowtideGenerate",
     "LowtideVRAMMonitor",
+    "LowtideFitCheck",
     "LowtideForceCleanup",
 }
 

@@ -77,12 +77,14 @@ class ComfyTraces:
     def clip_turn(self, config: MemoryOptimizationConfig) -> Turn:
         """One encoding. Older cores compute where the embeddings lie, which may be the host."""
         turn = self._turn("clip", ENCODE, self.trace("clip", config), config)
-        follows = self._follows_its_weights()
-        turn = replace(turn, on_host=follows and turn.placement.streams)
         if config.budget_bytes is None or turn.placement.streams:
-            return turn
-        turn = replace(turn, on_host=follows)
+            return self.following(turn)
+        turn = replace(turn, on_host=self._follows_its_weights())
         return whole_or_streamed(turn, config.budget_bytes, loader_here(), self.workspace_factor)
+
+    def following(self, turn: Turn) -> Turn:
+        """A text encoder's turn, on the host where its weights are and it computes there."""
+        return replace(turn, on_host=turn.placement.streams and self._follows_its_weights())
 
     def model_turn(self, config: MemoryOptimizationConfig) -> Turn:
         """All steps of a sampling."""

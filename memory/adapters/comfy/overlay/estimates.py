@@ -41,12 +41,12 @@ def estimate(graph: Graph, node: str, named: Mapping[str, str]) -> Found | None:
 def _sampling(
     graph: Graph, linked: Mapping[str, tuple[str, int]], named: Mapping[str, str]
 ) -> Found | None:
-    model = _cached(linked["model"], named)
+    model = cached(linked["model"], named)
     if model is None or not hasattr(model, "model_size"):
         return None
     latent = model.model.latent_format
     scale = int(getattr(latent, "spacial_downscale_ratio", 8))
-    shape = _latent_shape(graph, linked["latent_image"], named, latent.latent_channels, scale)
+    shape = latent_shape(graph, linked["latent_image"], named, latent.latent_channels, scale)
     if shape is None:
         return None
     computing = int(model.model.memory_required([shape[0] * 2, *shape[1:]]))
@@ -56,11 +56,11 @@ def _sampling(
 def _decoding(
     graph: Graph, linked: Mapping[str, tuple[str, int]], named: Mapping[str, str]
 ) -> Found | None:
-    vae = _cached(linked["vae"], named)
+    vae = cached(linked["vae"], named)
     if vae is None or not hasattr(vae, "memory_used_decode"):
         return None
     channels, scale = int(vae.latent_channels), int(vae.spacial_compression_decode())
-    shape = _latent_shape(graph, linked["samples"], named, channels, scale)
+    shape = latent_shape(graph, linked["samples"], named, channels, scale)
     if shape is None:
         return None
     computing = int(vae.memory_used_decode(shape, vae.vae_dtype))
@@ -80,7 +80,7 @@ def _weights(patcher: Any) -> int:
     return min(size, residency.cap + residency.streaming)
 
 
-def _cached(link: tuple[str, int], named: Mapping[str, str]) -> Any:
+def cached(link: tuple[str, int], named: Mapping[str, str]) -> Any:
     """What the cache holds of a node's output, if it is the same node still."""
     source, socket = link
     caches = executor.caches()
@@ -92,12 +92,12 @@ def _cached(link: tuple[str, int], named: Mapping[str, str]) -> Any:
     return values[socket][0]
 
 
-def _latent_shape(
+def latent_shape(
     graph: Graph, link: tuple[str, int], named: Mapping[str, str], channels: int, scale: int
 ) -> list[int] | None:
     """Of the latents that come over a link: from the cache, or from the node that sets the size."""
     for _ in range(_BACK):
-        held = _cached(link, named)
+        held = cached(link, named)
         samples = held.get("samples") if isinstance(held, dict) else None
         if isinstance(samples, torch.Tensor) and samples.ndim >= 4:
             return list(samples.shape)

@@ -16,7 +16,7 @@ from ....device import snapshot
 from ....levels import OptimizationLevel
 from ....units import format_bytes
 from .. import dynamic
-from . import estimates, nodes_measured, tidy
+from . import estimates, nodes_measured, planned, tidy
 from .signature import Graph, signatures, well_formed
 
 _SELECTOR = "LowtideMemoryLevelSelector"
@@ -46,8 +46,8 @@ Source = Callable[[Graph, str, Mapping[str, str]], "tuple[int, str] | None"]
 ``None`` = it does not know. Called from a thread of the server, while a prompt may be running.
 """
 
-SOURCES: list[Source] = [nodes_measured.known, estimates.estimate]
-"""Asked in this order. A planner that predicts peaks belongs between the two."""
+SOURCES: list[Source] = [nodes_measured.known, planned.predicted, estimates.estimate]
+"""Asked in this order."""
 
 
 def check(graph: Mapping[str, Any]) -> dict[str, Any]:

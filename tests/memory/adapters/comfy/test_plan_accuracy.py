@@ -28,7 +28,6 @@ pytestmark = [
     pytest.mark.host,
     pytest.mark.slow,
     pytest.mark.skipif(not INSTALLATIONS, reason="; ".join(REFUSED)),
-    pytest.mark.parametrize("installation", INSTALLATIONS or [None], ids=str),
 ]
 
 
@@ -47,6 +46,7 @@ def off(found: dict[str, Any], which: int) -> dict[str, int]:
     CASES,
     ids=[f"{shape}-{level if share is None else f'{share:.0%}'}" for shape, level, share in CASES],
 )
+@pytest.mark.parametrize("installation", INSTALLATIONS or [None], ids=str)  # the slowest to change
 def test_the_peak_of_every_stage_is_within_a_percent(
     installation: Installation, shape: str, level: str, share: float | None
 ) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import comfy.model_management as mm
 import torch
+from lowtide.memory import profiles
+from lowtide.memory.adapters.comfy import measured as measurements
+from lowtide.memory.adapters.comfy.overlay import estimates, planned
 from lowtide.memory.adapters.comfy.plan_loaded import loaded_subject, prediction
 from lowtide.memory.errors import BudgetError, LowtideError
 from lowtide.memory.levels import MemoryOptimizationConfig
@@ -48,6 +52,7 @@ def case(shape: str, level: str, share: float | None = None) -> dict[str, Any]:
     """
     one = subject(shape)
     unload()
+    measurements.forget_all()  # of other budgets
     budget = None if share is None else int(one.model.model_size() * share)
     config, _ = MemoryLevelSelector().run(level, (budget or 0) / GIB, "pressure")
     begun = time.perf_counter()
@@ -207,4 +212,71 @@ def refusals() -> dict[str, str]:
         loaded_subject(Work(), clip=one.model)
     except LowtideError as error:
         found["wrong"] = str(error)
+    return found
+
+
+def as_a_source() -> dict[str, Any]:
+    """What the overlay's fit check is told of a graph's nodes, at first and once it is known.
+
+    Of each node: seconds the first question took, bytes needed, bytes that running it took.
+    """
+    one = subject("sd15")
+    unload()
+    latent = {"samples": torch.zeros(1, one.shape.channels, EDGE, EDGE)}
+    pixels = torch.zeros(1, EDGE * 8, EDGE * 8, 3)
+    config, _ = MemoryLevelSelector().run("ultra", 0, "off")
+    model = OptimizePipeline().run(config, one.model)[0]
+    held = {"m": one.model, "c": one.clip, "v": one.vae, "l": latent, "p": pixels, "u": model}
+    graph = {
+        "sample": {"model": ["m", 0], "latent_image": ["l", 0], "cfg": 4.0},
+        "capped": {"model": ["u", 0], "latent_image": ["l", 0], "cfg": 4.0},
+        "text": {"clip": ["c", 0], "text": "a"},
+        "decode": {"vae": ["v", 0], "samples": ["l", 0]},
+        "encode": {"vae": ["v", 0], "pixels": ["p", 0]},
+        "other": {"image": ["p", 0]},
+        "gone": {"model": ["x", 0], "latent_image": ["l", 0]},
+    }
+    graph = {name: {"class_type": "Any", "inputs": it} for name, it in graph.items()}
+    named = {name: name for name in graph}
+    found: dict[str, Any] = {}
+    known, planned.cached = planned.cached, lambda link, _: held.get(link[0])
+    sizes, estimates.cached = estimates.cached, lambda link, _: held.get(link[0])
+    costs = profiles.known
+    profiles.known = lambda *names: replace(costs(*names), workspace_factor=0.0)
+    planned.forget()
+    try:
+        for name in graph:
+            begun = time.perf_counter()
+            answer = planned.predicted(graph, name, named)
+            seconds = time.perf_counter() - begun
+            deadline = time.monotonic() + 60
+            while answer is None and name not in ("other", "gone") and time.monotonic() < deadline:
+                answer = planned.predicted(graph, name, named)
+            begun = time.perf_counter()
+            planned.predicted(graph, name, named)
+            again = time.perf_counter() - begun
+            found[name] = {"first": seconds, "again": again, "answer": answer}
+    finally:
+        planned.cached, estimates.cached, profiles.known = known, sizes, costs
+    handle = accelerator()
+
+    def run(name: str, work: Any) -> None:
+        unload()
+        handle.reset_peaks()
+        work()
+        found[name]["taken"] = handle.peak_allocated
+
+    positive, negative = conditioning(one.shape, one.clip, 0)
+
+    def sampled(which: Any) -> Any:
+        return lambda: nodes.common_ksampler(
+            which, 1, STEPS, 4.0, "euler", "normal", positive, negative, latent
+        )
+
+    run("sample", sampled(one.model))
+    run("capped", sampled(model))
+    run("text", lambda: nodes.CLIPTextEncode().encode(one.clip, "a"))
+    run("decode", lambda: nodes.VAEDecode().decode(one.vae, latent))
+    run("encode", lambda: nodes.VAEEncode().encode(one.vae, pixels))
+    unload()
     return found

@@ -1,0 +1,158 @@
+"""What nodes of a graph are predicted to take, for models that ComfyUI's cache already holds.
+
+The planner runs the models' own code on fakes. The first time a second or more, so it does so in a
+thread of its own: whoever asks waits a moment, and is answered by the next source until then.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Late
+from functools import partial
+from typing import Any
+
+import torch
+
+from .... import profiles
+from ....device import snapshot
+from ....errors import LowtideError
+from ....planner.predict import Turn, predict
+from ....planner.work import Work
+from ....units import format_bytes
+from ... import comfy
+from .estimates import cached, latent_shape
+from .signature import Graph, links
+
+logger = logging.getLogger("lowtide")
+
+PATIENCE = 0.25
+"""Seconds to wait for a prediction before the next source is asked."""
+MOST = 500
+"""Predictions remembered; those asked for longest ago are forgotten first."""
+
+Found = tuple[int, str]
+
+_lock = threading.Lock()
+_asked: OrderedDict[str, Future[Found | None]] = OrderedDict()
+_thread: ThreadPoolExecutor | None = None
+
+
+def predicted(graph: Graph, node: str, named: Mapping[str, str]) -> Found | None:
+    """Bytes at the node's peak, its weights included; ``None`` where it can't be said, or not yet.
+
+    For samplers, text encoders, and decoding and encoding of VAEs.
+    """
+    try:
+        key = named[node]
+        with _lock:
+            future = _asked.get(key)
+        if future is None:
+            job = _job(graph, node, named)
+            if job is None:
+                return None
+            future = _begin(key, job)
+        return future.result(timeout=PATIENCE)
+    except Late:
+        return None
+    except Exception:  # a foreign model may lack whatever is asked of it
+        logger.debug("no prediction for node %s", node, exc_info=True)
+        return None
+
+
+def forget() -> None:
+    """Know nothing any more."""
+    with _lock:
+        _asked.clear()
+
+
+def _begin(key: str, job: Callable[[], Found | None]) -> Future[Found | None]:
+    global _thread
+    with _lock:
+        if _thread is None:
+            _thread = ThreadPoolExecutor(1, thread_name_prefix="lowtide-plan")
+        future = _asked[key] = _thread.submit(job)
+        while len(_asked) > MOST:
+            _asked.popitem(last=False)
+    return future
+
+
+def _job(graph: Graph, node: str, named: Mapping[str, str]) -> Callable[[], Found | None] | None:
+    """What predicts the node; ``None`` = it is of another kind, or its model is not loaded."""
+    linked = links(graph[node])
+    inputs = graph[node]["inputs"]
+    if "model" in linked and "latent_image" in linked:
+        model = cached(linked["model"], named)
+        if model is None or not hasattr(model, "model_size"):
+            return None
+        form = model.model.latent_format
+        scale = int(getattr(form, "spacial_downscale_ratio", 8) or 8)
+        shape = latent_shape(graph, linked["latent_image"], named, int(form.latent_channels), scale)
+        if shape is None:
+            return None
+        guided = inputs.get("cfg") != 1
+        work = _work(shape, scale, guided=guided)
+        return partial(_predict, work, "sampling", model=model)
+    if "vae" in linked and ("samples" in linked or "pixels" in linked):
+        vae = cached(linked["vae"], named)
+        if vae is None or getattr(vae, "first_stage_model", None) is None:
+            return None
+        if "samples" in linked:
+            scale, what = int(vae.spacial_compression_decode()), "decoding"
+            channels = int(vae.latent_channels)
+            shape = latent_shape(graph, linked["samples"], named, channels, scale)
+        else:
+            scale, what = 1, "encoding"
+            shape = _pixels(cached(linked["pixels"], named))
+        return None if shape is None else partial(_predict, _work(shape, scale), what, vae=vae)
+    if "clip" in linked and any(isinstance(it, str) for it in inputs.values()):
+        clip = cached(linked["clip"], named)
+        if clip is not None and hasattr(clip, "cond_stage_model"):
+            return partial(_predict, Work(), "encoding text", clip=clip)
+    return None
+
+
+def _work(shape: list[int], scale: int, guided: bool = True) -> Work:
+    frames = shape[2] if len(shape) == 5 else 1
+    height, width = shape[-2] * scale, shape[-1] * scale
+    return Work(
+        width, height, batch=shape[0], guided=guided, frames=1 if frames < 2 else 4 * frames - 3
+    )
+
+
+def _pixels(image: Any) -> list[int] | None:
+    """The shape of an image of the cache with its channels first."""
+    if not isinstance(image, torch.Tensor) or image.ndim != 4:
+        return None
+    images, height, width, channels = image.shape
+    return [images, channels, height, width]
+
+
+def _predict(work: Work, what: str, **part: Any) -> Found | None:
+    # Not before there is something to predict: they import what takes ComfyUI's start longer.
+    from ..plan_loaded import loaded_subject
+    from ..plan_present import turn_as_it_is
+
+    name = str(snapshot(comfy.device()).name)
+    profile = profiles.known(name, str(torch.__version__))
+    factor = profile.workspace_factor
+    try:
+        subject = loaded_subject(work, **part, workspace_factor=factor)
+        turn = turn_as_it_is(subject, what)
+        peak = predict([turn], workspace_factor=factor).peak_allocated
+    except LowtideError as error:
+        logger.info("no prediction for %s: %s", what, error)
+        return None
+    return peak, f"predicted for {what}: {_parts(turn, peak)}"
+
+
+def _parts(turn: Turn, peak: int) -> str:
+    if turn.on_host:
+        return "it computes in host memory"
+    weights = turn.layout.resident_bytes
+    streamed = turn.layout.streamed_bytes
+    text = f"{format_bytes(weights)} of weights, {format_bytes(max(0, peak - weights))} beside them"
+    return text if not streamed else f"{text}, {format_bytes(streamed)} of weights streamed"
