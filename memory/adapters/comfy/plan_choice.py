@@ -8,14 +8,14 @@ be predicted by now.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import sys
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,11 +28,14 @@ from ...levels import MemoryOptimizationConfig, OptimizationLevel
 from ...verified import Verified
 from . import dynamic, foretold, runs
 from .patchers import is_dynamic
-from .plan_foresight import LoadedForesight
+
+if TYPE_CHECKING:
+    from .plan_foresight import LoadedForesight
 
 logger = logging.getLogger("lowtide")
 
 MOST_NODES = 64
+_PLANNER = f"{__package__}.plan_foresight"
 _SIZE = "how large the image will be is not told by the graph before it runs"
 _PAGED = "ComfyUI's DynamicVRAM places the weights itself, page by page"
 
@@ -92,10 +95,13 @@ def choose(
     if device.type == "cpu" or (config.level is OptimizationLevel.NONE and not wanted):
         return Chosen(config)
     run = runs.current(node)
-    foresee: LoadedForesight | None = None
     foreseen: Foreseen | None = None
+    parts = {"model": model, "clip": clip, "vae": vae}
     try:
-        foresee = _foresight(run, device, model, clip, vae)
+        if not fastest and _PLANNER not in sys.modules:
+            # Importing what traces takes up to a second, and nothing hangs on it here.
+            raise TooSlow("nothing was predicted in this process yet")
+        foresee = _foresight(run, device, parts)
         if fastest:
             settled = foresight.settle(config, foresee, free=usable(device), size=foresee.size)
             foreseen, notes = settled.foreseen, [f"{settled.note()}, for {foresee.what()}"]
@@ -107,8 +113,8 @@ def choose(
         notes = []  # the run itself says so, by what it measures
     except Unpredicted as why:
         notes = [config.reason, foresight.instead(config, why)] if fastest else []
-        if foresee is not None and isinstance(why, TooSlow) and wanted:
-            _prepare_later(node, foresee, config)
+        if run is not None and isinstance(why, TooSlow) and wanted:
+            _prepare_later(node, run, device, parts, config)
     if fastest and node is not None:
         _remember(node, config, run, foreseen)
     if foreseen is None:
@@ -126,7 +132,7 @@ def fingerprint(node: str | None) -> str:
             known = _decisions.get(node or "")
         if known is None or known.config is None:
             return "0" if known is None else str(known.turn)
-        named = _name(runs.graph())
+        named = runs.name(runs.graph())
         with _lock:
             unchanged = named == _ran["whole"]
         # A graph that ran to its end and comes again runs nothing, whatever could be chosen now.
@@ -155,7 +161,7 @@ def after_prompt(done: bool) -> None:
     _idle.set()
     with _lock:
         chosen = any(known.config is not None for known in _decisions.values())
-    named = _name(runs.graph()) if done and chosen else None
+    named = runs.name(runs.graph()) if done and chosen else None
     with _lock:
         _ran["whole"] = named
         pending = dict(_pending)
@@ -174,18 +180,6 @@ def forget() -> None:
     foretold.forget()
 
 
-def _name(graph: Any) -> str | None:
-    """A name for all that a graph says; what ComfyUI notes in it meanwhile left out."""
-    if graph is None:
-        return None
-    said = {
-        node: {key: value for key, value in found.items() if key in ("class_type", "inputs")}
-        for node, found in graph.get_original_prompt().items()
-    }
-    text = json.dumps(said, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def usable(device: torch.device) -> int | None:
     """Bytes of the device this process may use in all: free, or held by itself."""
     info = backend.mem_get_info(device)
@@ -195,18 +189,16 @@ def usable(device: torch.device) -> int | None:
 
 
 def _foresight(
-    run: runs.Run | None, device: torch.device, model: Any, clip: Any, vae: Any
+    run: runs.Run | None, device: torch.device, parts: dict[str, Any]
 ) -> LoadedForesight:
-    patchers = [
-        patcher
-        for patcher in (model, getattr(clip, "patcher", None), getattr(vae, "patcher", None))
-        if patcher is not None
-    ]
+    patchers = [getattr(part, "patcher", part) for part in parts.values() if part is not None]
     if any(is_dynamic(patcher) for patcher in patchers):
         raise Unpredicted(_PAGED)
     if run is None:
         raise Unpredicted(_SIZE)
-    return LoadedForesight(run, device, model=model, clip=clip, vae=vae)
+    from .plan_foresight import LoadedForesight
+
+    return LoadedForesight(run, device, **parts)
 
 
 def _foretell(foreseen: Foreseen) -> list[Verified]:
@@ -261,22 +253,31 @@ def _free_now() -> int | None:
 
 
 def _prepare_later(
-    node: str | None, foresee: LoadedForesight, config: MemoryOptimizationConfig
+    node: str | None,
+    run: runs.Run,
+    device: torch.device,
+    parts: dict[str, Any],
+    config: MemoryOptimizationConfig,
 ) -> None:
-    again = foresee.weak()
+    """Have what is missing recorded after the prompt, unless the models are gone by then."""
+    held = {name: weakref.ref(part) for name, part in parts.items() if part is not None}
+    chosen = config.requested_level is OptimizationLevel.FASTEST
 
     def prepare() -> None:
-        found = again()
-        if found is None:
-            return  # a model is gone, and with it the question
+        there = {name: ref() for name, ref in held.items()}
+        if any(part is None for part in there.values()):
+            return
+        found = _foresight(run, device, there)
         try:
-            levels = list(candidates.levels_from(config))
+            levels = list(candidates.levels_from(config)) if chosen else [config]
         except ConfigError:
             levels = [config]
         for level in levels:  # the next prompt is not to be slowed, unless one follows another
             _idle.wait(_PATIENCE)
             found.prepare([level])
         ways = tuple(found(level) for level in levels)
+        if not chosen:
+            _foretell(ways[0])
         with _lock:
             known = _decisions.get(node or "")
             if known is not None and known.foreseen is None:

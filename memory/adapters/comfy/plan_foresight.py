@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -97,19 +96,6 @@ class LoadedForesight:
                 self._subject.turns(config)
         finally:
             self.store.may_record = False
-
-    def weak(self) -> Callable[[], LoadedForesight | None]:
-        """What makes the same again, while all its models are there; keeps none of them."""
-        held = {name: weakref.ref(it) for name, it in self.parts.items() if it is not None}
-        run, device = self.run, self.device
-
-        def again() -> LoadedForesight | None:
-            parts = {name: ref() for name, ref in held.items()}
-            if any(part is None for part in parts.values()):
-                return None
-            return LoadedForesight(run, device, **parts)
-
-        return again
 
     def _loaded(self) -> ComfySubject:
         kernel = "fused" if has_fused_kernel(self.device) else "math"

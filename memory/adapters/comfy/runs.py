@@ -6,6 +6,8 @@ back to the node that says how large the image is.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +45,18 @@ def graph() -> Any:
     from comfy_execution.progress import get_progress_state
 
     return getattr(get_progress_state(), "dynprompt", None)
+
+
+def name(graph: Any) -> str | None:
+    """A name for all that a graph says; what ComfyUI notes in it meanwhile left out."""
+    if graph is None:
+        return None
+    said = {
+        node: {key: value for key, value in found.items() if key in ("class_type", "inputs")}
+        for node, found in graph.get_original_prompt().items()
+    }
+    text = json.dumps(said, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def current(node: str | None) -> Run | None:

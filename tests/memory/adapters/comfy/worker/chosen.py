@@ -14,7 +14,7 @@ import comfy.model_management as mm
 import torch
 from executed import SIM, WATCH, Graph, done, fresh, run, runner
 from lowtide.memory import learning, profiles, session, verified
-from lowtide.memory.adapters.comfy import plan_choice
+from lowtide.memory.adapters.comfy import plan_choice, plan_foresight
 from lowtide.memory.device import snapshot
 from lowtide.memory.later import planning
 from lowtide.memory.units import GIB
@@ -140,6 +140,7 @@ def left_in_peace() -> dict[str, Any]:
     """At NONE without a budget, and on a device without an accelerator, nothing is predicted."""
     _begin()
     asked: list[int] = []
+    assert plan_foresight.__name__ == plan_choice._PLANNER
     original = plan_choice._foresight
     plan_choice._foresight = lambda *args: asked.append(1) or original(*args)
     try:
