@@ -30,7 +30,7 @@ spec = importlib.util.spec_from_file_location(
 module = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = module
 spec.loader.exec_module(module)
-assert len(module.NODE_CLASS_MAPPINGS) == len(module.NODE_DISPLAY_NAME_MAPPINGS) == 8
+assert len(module.NODE_CLASS_MAPPINGS) == len(module.NODE_DISPLAY_NAME_MAPPINGS) == 9
 print(time.perf_counter() - start)
 heavy = {"diffusers", "accelerate", "transformers", "comfy", "xformers"} & set(sys.modules)
 assert not heavy, heavy

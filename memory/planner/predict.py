@@ -184,10 +184,12 @@ class _Run:
                 index: self.replay.allocator.malloc(size) for index, size in _resting(turn).items()
             }
 
-    def clear(self, name: str) -> None:
-        """Have all leave that linger, but ``name``."""
-        for other in [one for one in self.there if one != name and one not in self.staying]:
+    def clear(self, name: str) -> str:
+        """Have all leave that linger, but ``name``; the last of them, or nothing."""
+        leaving = [one for one in self.there if one != name and one not in self.staying]
+        for other in leaving:
             self.replay.drop(self.there.pop(other))
+        return leaving[-1] if leaving else ""
 
     def take(self, turn: Turn) -> _Taken:
         """One turn."""
@@ -196,12 +198,13 @@ class _Run:
             there = replay.allocator.allocated, replay.allocator.reserved
             return _Taken(turn, Peak(*there, "computing on the host", ""), 0)
         before = replay.allocator.allocated, replay.allocator.reserved
-        leaving = turn.after in self.there
+        leaving = ""
         if turn.after in self.there:
-            replay.drop(self.there.pop(turn.after))
+            leaving = turn.after or ""
+            replay.drop(self.there.pop(leaving))
             replay.allocator.empty_cache()
         if turn.alone:
-            self.clear(turn.name)
+            leaving = self.clear(turn.name) or leaving
         beside = replay.allocator.malloc(turn.beside)
         stored = {index: turn.layout.stored[index] for index in turn.layout.resident}
         held = self.there.get(turn.name)
@@ -223,7 +226,7 @@ class _Run:
         if turn.empties and turn.name not in self.there:
             replay.allocator.empty_cache()
         if leaving:  # the stage has begun when the one before leaves
-            peaks.append(Peak(*before, "weights leaving", turn.after or ""))
+            peaks.append(Peak(*before, "weights leaving", leaving))
         peak = max(peaks, key=lambda peak: (peak.allocated, peak.reserved))
         return _Taken(turn, peak, arrived)
 

@@ -204,7 +204,7 @@ def _turn(
         calls=_calls(turn, chosen, run),
         resting=None,
         after=None,
-        lingers=turn.stage == ENCODE and later and turn.name not in stays,
+        lingers=(later or turn.stage != ENCODE) and turn.name not in stays,
         alone=turn.stage != ENCODE,
     )
 
