@@ -85,7 +85,7 @@ class FitCheck:
                 ),
                 "model": ("MODEL", {"tooltip": "The diffusion model."}),
                 "clip": ("CLIP", {"tooltip": "The text encoder."}),
-                "vae": ("VAE", {"tooltip": "The VAE."}),
+                "vae": ("VAE", {"tooltip": "The VAE that decodes."}),
                 "latent": (
                     "LATENT",
                     {"tooltip": "Width, height and batch are taken from it."},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,11 @@ def test_untouched_widgets_change_nothing(server: Server):
     run = server.queue(adjusted("balanced"))
     assert run.succeeded, run.error
     assert np.array_equal(server.latents(run), server.latents(plain))
-    assert run.text(graphs.REPORT) == plain.text(graphs.REPORT)
+    # The first run has taught the second what it needs.
+    said, expected = (
+        re.sub(r"[\d.]+ MB predicted", "", it.text(graphs.REPORT)) for it in (run, plain)
+    )
+    assert said == expected
 
 
 def test_a_value_that_cannot_work_names_the_remedy(server: Server):
