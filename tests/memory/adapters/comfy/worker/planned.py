@@ -28,11 +28,11 @@ from subjects import (
     accelerator,
     changed,
     conditioning,
-    leftovers,
     subject,
     unload,
     with_loras,
 )
+from traces import leftovers
 
 import nodes
 
