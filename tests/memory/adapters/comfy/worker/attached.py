@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 from executed import WATCH, done, failure, fresh, interrupt, run, runner
-from lowtide.memory import learning
+from lowtide.memory import learning, verified
 from lowtide.memory.adapters.comfy import executor as followed
 from workflows import ALL, pipelines_in
 
@@ -126,6 +126,7 @@ def of(
         del one
         fresh()
         _forget_progress()
+        verified.begin()  # its figures go with the next prompt
         assert learning.flush(30), "the history's thread still writes"
         if collect:
             real()
