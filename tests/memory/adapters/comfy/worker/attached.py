@@ -103,6 +103,7 @@ def of(
     pipelines_in(pipelines, pipeline)
     graph = ALL[workflow](level=level)
     fresh()
+    followed.install()
     done(runner(), graph)  # classes and caches of the process's first run
     fresh()
     real, gc.collect = gc.collect, lambda *_: 0
