@@ -37,7 +37,7 @@ def test_levels_are_parsed_once_each_in_order() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "--levels", "none,huge"], "unknown level 'huge'; choose one of: auto, none"),
+        (["bench", "--levels", "none,huge"], "unknown level 'huge'; choose one of: auto, fastest"),
         (["bench", "--size", "0"], "not a whole number above 0"),
         (["bench", "--steps", "x"], "not a whole number above 0"),
         (["bench", "--simulate", "tpu"], "invalid choice: 'tpu'"),
