@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lowtide.memory import figures
+from lowtide.memory import figures, verified
 from lowtide.memory.handles import LoadedPipeline
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.units import MIB, format_bytes
