@@ -14,7 +14,7 @@ from lowtide.memory.adapters import pipeline_choice, pipeline_plan, pipeline_pla
 from lowtide.memory.adapters.synthetic import build, run
 from lowtide.memory.device import snapshot
 from lowtide.memory.errors import BudgetError
-from lowtide.memory.foresight import TooSlow, Unpredicted
+from lowtide.memory.foresight import TooSlow
 from lowtide.memory.handles import LoadedPipeline, PipelineHandle
 from lowtide.memory.history_rows import FITS, OUT_OF_MEMORY, Row
 from lowtide.memory.later import planning
@@ -299,4 +299,3 @@ def test_patience_is_shared_by_all_that_is_missing(accelerator: Any, monkeypatch
     assert foresee.patience < 0.1
     with pytest.raises(TooSlow, match=r"tracing unet would take about 0\.3 s"):
         foresee._wait_for(["unet"], False)
-    assert issubclass(TooSlow, Unpredicted)
