@@ -35,13 +35,15 @@ def activate(
     capacity: int | str | None = None,
     devices: int | None = None,
     poison: bool | None = None,
+    keep_pages: bool | None = None,
 ) -> Accelerator:
     """Install the accelerator in this process and return its handle; again: reconfigure it.
 
     flavour: "npu" (torch.device("npu")) or "cuda" (the CUDA device type, on a CUDA wheel without a
     driver); None takes LOWTIDE_SIM, else npu. One process has one flavour: another raises
-    RuntimeError. What is None comes from LOWTIDE_SIM_CAPACITY ("8G"), LOWTIDE_SIM_DEVICES (1) and
-    LOWTIDE_SIM_POISON (0) on the first call. Call it before any other use of the device.
+    RuntimeError. What is None comes from LOWTIDE_SIM_CAPACITY ("8G"), LOWTIDE_SIM_DEVICES (1),
+    LOWTIDE_SIM_POISON (0) and LOWTIDE_SIM_KEEP_PAGES (0) on the first call. Call it before any
+    other use of the device.
     """
     from .control import DEFAULT_CAPACITY, Accelerator
 
@@ -60,8 +62,9 @@ def activate(
         capacity = capacity or env("LOWTIDE_SIM_CAPACITY") or DEFAULT_CAPACITY
         devices = devices or int(env("LOWTIDE_SIM_DEVICES") or 1)
         poison = env("LOWTIDE_SIM_POISON") == "1" if poison is None else poison
+        keep_pages = env("LOWTIDE_SIM_KEEP_PAGES") == "1" if keep_pages is None else keep_pages
     elif handle.flavour != flavour:
         raise RuntimeError(
             f"the {handle.flavour} flavour is active in this process; start another for {flavour}"
         )
-    return handle(capacity=capacity, devices=devices, poison=poison)
+    return handle(capacity=capacity, devices=devices, poison=poison, keep_pages=keep_pages)

@@ -56,6 +56,7 @@ class Accelerator:
         capacity: int | str | None = None,
         devices: int | None = None,
         poison: bool | None = None,
+        keep_pages: bool | None = None,
         overhead: int | None = None,
         hold_recorded: bool | None = None,
     ) -> Accelerator:
@@ -64,6 +65,8 @@ class Accelerator:
         capacity: bytes of each device ("60M"); reserved memory above it stays until it is freed.
         devices: how many there are; a device that goes away must hold nothing.
         poison: fill freed and fresh device memory with 0xFF (NaN in every float type).
+        keep_pages: released memory stays this process's own, so that taking it again costs the host
+            nothing, as on a device; for timing (False by default: its RAM is the host's again).
         overhead: bytes a context takes beside the allocator, on each device (0 by default).
         hold_recorded: whether ``record_stream`` keeps a freed block until its stream is waited for.
         """
@@ -78,6 +81,8 @@ class Accelerator:
             self._core.set_overhead(overhead)
         if poison is not None:
             self._core.set_poison(poison)
+        if keep_pages is not None:
+            self._core.set_keep_pages(keep_pages)
         if hold_recorded is not None:
             self._core.set_hold_recorded(hold_recorded)
         return self

@@ -1,5 +1,7 @@
 """The allocator's arithmetic: the caching allocator's rules, byte by byte."""
 
+import sys
+
 import pytest
 import torch
 
@@ -186,3 +188,27 @@ def test_the_summary_of_a_cuda_device_can_be_printed(accelerator):
     held = torch.empty(3 << 20, dtype=torch.uint8, device=accelerator.device)
     assert "3072 KiB" in torch.cuda.memory.memory_summary()
     del held
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4 * KIB
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc says what is resident")
+def test_released_memory_is_the_hosts_again_unless_its_pages_are_kept(accelerator):
+    before = _resident()
+    take(accelerator, 256 * MIB).fill_(1)
+    accelerator.empty_cache()
+    assert _resident() < before + 16 * MIB
+    accelerator(keep_pages=True)
+    tensor = take(accelerator, 256 * MIB).fill_(1)
+    address = tensor.data_ptr()
+    del tensor
+    accelerator.empty_cache()
+    assert accelerator.reserved == 0
+    assert _resident() > before + 240 * MIB
+    assert take(accelerator, 256 * MIB).data_ptr() == address
+    accelerator.empty_cache()
+    accelerator(keep_pages=False)
+    assert _resident() < before + 16 * MIB

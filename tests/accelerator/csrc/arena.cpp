@@ -2,9 +2,9 @@
 
 #include "context.h"
 #include "counters.h"
+#include "pages.h"
 
 #include <c10/util/Exception.h>
-#include <sys/mman.h>
 
 #include <cstring>
 
@@ -118,12 +118,8 @@ Block* Arena::take_cached(const Block& key) {
 Block* Arena::new_segment(size_t size, bool small) {
   const size_t bytes = segment_size(size);
   if (bytes > free_bytes_locked()) return nullptr;
-  // NORESERVE: a segment costs host memory only where it is written.
-  void* address =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  // A device has no page faults: large pages keep the host's from being timed as if it had.
-  madvise(address, bytes, MADV_HUGEPAGE);
-  TORCH_CHECK(address != MAP_FAILED, "simulated accelerator: the host has no ", size_text(bytes), " left");
+  void* address = take_pages(bytes);
+  TORCH_CHECK(address, "simulated accelerator: the host has no ", size_text(bytes), " left");
   if (arena_settings().poison) memset(address, kPoison, bytes);
   auto* block = new Block{static_cast<char*>(address), bytes, context().streams[index], small};
   segments_[block->address] = block;
@@ -242,7 +238,7 @@ void Arena::release_cached_locked() {
       }
       it = pool.erase(it);
       segments_.erase(block->address);
-      munmap(block->address, block->size);
+      give_back_pages(block->address, block->size);
       reserved_ -= block->size;
       decrease(stats_.reserved_bytes, block->size, block->small);
       decrease(stats_.segment, 1, block->small);

@@ -101,6 +101,7 @@ class Arena {
 struct ArenaSettings {
   std::atomic<size_t> overhead{0};           // bytes a context takes beside the allocator
   std::atomic<bool> poison{false};           // fill fresh and freed memory with 0xFF
+  std::atomic<bool> keep_pages{false};       // released segments keep their host memory
   std::atomic<bool> hold_recorded{true};     // false: record_stream never delays a free
   std::atomic<int64_t> fail_countdown{0};    // n: the n-th allocation from now fails; 0: none
   std::atomic<int64_t> shrink_countdown{0};  // n: the n-th allocation from now finds shrink_to

@@ -4,6 +4,7 @@
 #include "counters.h"
 #include "kernels.h"
 #include "memory.h"
+#include "pages.h"
 #include "runtime.h"
 
 #include <torch/csrc/utils/pybind.h>
@@ -114,6 +115,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   });
   m.def("set_overhead", [](int64_t bytes) { arena_settings().overhead = bytes; });
   m.def("set_poison", [](bool on) { arena_settings().poison = on; });
+  m.def("set_keep_pages", [](bool on) {
+    arena_settings().keep_pages = on;
+    if (!on) drop_pages();
+  });
   m.def("set_hold_recorded", [](bool on) { arena_settings().hold_recorded = on; });
   m.def("fail_allocation", [](int64_t n) { arena_settings().fail_countdown = n > 0 ? n : 0; });
   m.def("shrink_at", [](int64_t n, int64_t bytes) {
