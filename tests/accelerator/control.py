@@ -157,6 +157,15 @@ class Accelerator:
         FOLDED.pop(self.index, None)
         self._core.reset_peaks(self.index)
 
+    def watch(self) -> None:
+        """Begin a pair of peaks of the test's own; torch's statistics are not touched."""
+        self._core.watch(self.index)
+
+    @property
+    def watched(self) -> tuple[int, int]:
+        """Peaks allocated and reserved since ``watch``, whoever resets torch's."""
+        return self._core.watched(self.index)
+
     def empty_cache(self) -> None:
         """Give the cached segments of every device back."""
         self._core.empty_cache()

@@ -32,6 +32,13 @@ def _reset(handle: Accelerator) -> None:
     for index in range(handle.device_count):
         handle.at(index).synchronize()
     handle.empty_cache()
-    handle(capacity=DEFAULT_CAPACITY, devices=1, poison=True, keep_pages=False, overhead=0, hold_recorded=True)
+    handle(
+        capacity=DEFAULT_CAPACITY,
+        devices=1,
+        poison=True,
+        keep_pages=False,
+        overhead=0,
+        hold_recorded=True,
+    )
     handle.reset_peaks()
     handle.reset_counters()

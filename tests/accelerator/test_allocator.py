@@ -212,3 +212,18 @@ def test_released_memory_is_the_hosts_again_unless_its_pages_are_kept(accelerato
     accelerator.empty_cache()
     accelerator(keep_pages=False)
     assert _resident() < before + 16 * MIB
+
+
+def test_a_watch_has_peaks_of_its_own(accelerator):
+    held = take(accelerator, 4 * MIB)
+    accelerator.watch()
+    assert accelerator.watched == (4 * MIB, 20 * MIB)
+    more = take(accelerator, 30 * MIB)
+    del more
+    accelerator.reset_peaks()
+    accelerator.module.reset_peak_memory_stats()
+    assert accelerator.watched == (34 * MIB, 50 * MIB)
+    accelerator.empty_cache()
+    accelerator.watch()
+    assert accelerator.watched == (4 * MIB, 20 * MIB)
+    del held

@@ -44,6 +44,12 @@ def cost(work: object) -> float:
     return statistics.median(found)
 
 
+def told() -> None:
+    """A beat whose sample is sent whether or not it is news."""
+    events.news.forget()
+    events.beat()
+
+
 def running(server: Encoding) -> float:
     """The thread's share of a core while prompts run, one after the other."""
     runner = rig.executor()
@@ -66,10 +72,10 @@ with tempfile.TemporaryDirectory() as folder, Installed(Encoding("tab")) as serv
     folder_paths.set_output_directory(folder)
     events.begin()
     events.pulse.stop()
-    result: dict[str, float] = {"empty": cost(events.beat)}
+    result: dict[str, float] = {"empty": cost(told)}
     result["running"] = running(server)
     events.pulse.stop()
-    result["loaded"] = cost(events.beat)
+    result["loaded"] = cost(told)
     result["state"] = cost(state.read)
     sampler = Sampler(backend.device_of(rig.mm.get_torch_device()), series=Series())
     sampler.stop()

@@ -103,12 +103,23 @@ def test_samples_come_no_more_often_than_allowed_and_to_all(overlay: Server) -> 
     state(overlay)
     with Tab(overlay, "watching") as tab:
         started = time.monotonic()
-        tab.wait("lowtide.sample", 3)
-        for _ in range(10):
-            state(overlay)
+        for count in (1, 2, 3):
+            for _ in range(5):
+                state(overlay)
+            tab.wait("lowtide.sample", count)
         seconds = time.monotonic() - started
         assert len(tab.of("lowtide.sample")) <= seconds + 2
         assert not tab.of("lowtide.sample")[-1]["running"]
+
+
+def test_a_page_at_rest_is_left_in_peace(overlay: Server) -> None:
+    state(overlay)
+    with Tab(overlay, "watching") as tab:
+        tab.wait("lowtide.sample")
+        time.sleep(3)
+        before = len(tab.of("lowtide.sample"))
+        time.sleep(6)
+        assert len(tab.of("lowtide.sample")) - before <= 3, "six beats, and nothing happens"
 
 
 def test_a_tab_that_comes_late_sees_the_run_that_is_running(overlay: Server) -> None:

@@ -6,6 +6,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cstring>
 
 namespace lowtide_sim {
@@ -94,6 +95,7 @@ void* Arena::allocate(size_t bytes) {
   const int64_t peak = stats_.allocated_bytes[0].peak;
   increase(stats_.allocation, 1, block->small);
   increase(stats_.allocated_bytes, block->size, block->small);
+  watched_allocated_ = std::max(watched_allocated_, size_t(stats_.allocated_bytes[0].current));
   increase(stats_.active, 1, block->small);
   increase(stats_.active_bytes, block->size, block->small);
   increase(stats_.requested_bytes, bytes, block->small);
@@ -124,6 +126,7 @@ Block* Arena::new_segment(size_t size, bool small) {
   auto* block = new Block{static_cast<char*>(address), bytes, context().streams[index], small};
   segments_[block->address] = block;
   reserved_ += bytes;
+  watched_reserved_ = std::max(watched_reserved_, reserved_);
   increase(stats_.reserved_bytes, bytes, small);
   increase(stats_.segment, 1, small);
   stats_.num_device_alloc++;

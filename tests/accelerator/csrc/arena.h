@@ -18,6 +18,7 @@
 #include <set>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace lowtide_sim {
@@ -64,6 +65,9 @@ class Arena {
   void set_capacity(size_t bytes);
   DeviceStats stats() const;
   void reset_peaks();
+  // Peaks allocated and reserved since the last `watch`, which no reset of the statistics touches.
+  void watch();
+  std::pair<size_t, size_t> watched() const;
   void reset_accumulated();
   std::string peak_op() const;
   bool contains(const void* address) const;
@@ -95,6 +99,7 @@ class Arena {
   std::map<char*, Block*> segments_;  // first block of each
   DeviceStats stats_;
   std::string peak_op_;
+  size_t watched_allocated_ = 0, watched_reserved_ = 0;
 };
 
 // Settings of all arenas.

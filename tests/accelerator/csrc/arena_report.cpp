@@ -43,6 +43,17 @@ void Arena::reset_peaks() {
   peak_op_.clear();
 }
 
+void Arena::watch() {
+  std::lock_guard<std::mutex> guard(mutex_);
+  watched_allocated_ = stats_.allocated_bytes[0].current;
+  watched_reserved_ = reserved_;
+}
+
+std::pair<size_t, size_t> Arena::watched() const {
+  std::lock_guard<std::mutex> guard(mutex_);
+  return {watched_allocated_, watched_reserved_};
+}
+
 void Arena::reset_accumulated() {
   std::lock_guard<std::mutex> guard(mutex_);
   each_stat(stats_, [](auto& stat) { stat.reset_accumulated(); });

@@ -105,6 +105,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("stats", &stats_of);
   m.def("snapshot", &snapshot_of);
   m.def("reset_peaks", [](int64_t index) { arena(checked_index(index)).reset_peaks(); });
+  m.def("watch", [](int64_t index) { arena(checked_index(index)).watch(); });
+  m.def("watched", [](int64_t index) { return arena(checked_index(index)).watched(); });
   m.def("reset_accumulated", [](int64_t index) { arena(checked_index(index)).reset_accumulated(); });
   m.def("peak_op", [](int64_t index) { return arena(checked_index(index)).peak_op(); });
 

@@ -15,6 +15,7 @@ from .... import override
 from ....timeline import RUNNING, Event, NodeSpan, RunTimeline
 from .. import executor, prompt_server
 from . import fit, hub, inventory, ledger, nodes_measured, readings, tidy
+from .news import News
 from .pulse import Pulse
 
 logger = logging.getLogger("lowtide")
@@ -23,6 +24,7 @@ SAMPLE, MODELS, NODE, RUN = "lowtide.sample", "lowtide.models", "lowtide.node", 
 NEXT = "lowtide.next"
 
 _state: dict[str, Any] = {"asked": False, "models": None}
+news = News()
 
 
 def begin() -> None:
@@ -33,12 +35,14 @@ def begin() -> None:
         for run in executor.timelines():
             readings.note_peak(run["device"], run["peak_allocated"])
         executor.install_quietly()
+    news.forget()
     pulse.wake()
 
 
 def connected() -> None:
     """Somebody connects to ComfyUI's server: send samples again, if they were ever asked for."""
     if _state["asked"]:
+        news.forget()
         pulse.wake()
 
 
@@ -56,10 +60,11 @@ def heard(timeline: RunTimeline, event: Event | None) -> None:
 
 
 def beat() -> None:
-    """One sample, and the models if they moved."""
+    """One sample if it is news, and the models if they moved."""
     send_models(always=False)
-    if not prompt_server.congested():
-        hub.send(SAMPLE, sample())
+    found = sample()
+    if news.is_in(found) and not prompt_server.congested() and hub.send(SAMPLE, found):
+        news.sent(found)
 
 
 def sample() -> dict[str, Any]:

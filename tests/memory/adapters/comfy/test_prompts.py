@@ -93,23 +93,23 @@ def test_each_nodes_peak_is_the_accelerators_own(
     installation: Any, place: str, workflow: str, level: str
 ):
     found = ask(installation, place, "peaks", "of", workflow=workflow, level=level)
-    assert len(found["counted"]) >= 5
-    assert max(peak for peak, _ in found["counted"].values()) > MIB
-    # With the test's counting around each call, and then without anyone else's.
-    assert found["recorded"] == [found["counted"]] * 2
-    assert found["recorded whole"] == [found["whole"]] * 2
+    assert min(map(len, found["counted"])) >= 5
+    assert min(max(peak for peak, _ in it.values()) for it in found["counted"]) > MIB
+    # With a pack that resets torch's peaks before each call, and then without.
+    assert found["recorded"] == found["counted"]
+    assert found["recorded whole"] == found["whole"]
     assert found["left"] == [[0, 0]] * 2, "bytes allocated and reserved after the prompt"
     for one, steps in zip(found["recorded"], found["steps"], strict=True):
         assert all(max(peaks) <= one[node][0] for node, peaks in steps.items())
     if workflow != "video":
-        assert found["steps"][0] and found["steps"][0] == found["steps"][1]
+        assert found["steps"][0] and found["steps"][1]
 
 
 def test_a_subgraphs_nodes_are_counted_in_the_node_that_made_them(installation: Any, place: str):
     found = ask(installation, place, "peaks", "of", workflow="subgraph", level="none")
     inner = [node for node, parent in found["parents"].items() if parent == "7"]
     assert len(inner) == 4
-    assert "10:8:1" in found["counted"]
+    assert "10:8:1" in found["counted"][1]
     peaks = found["recorded"][1]
     assert peaks["7"] == [max(peaks[node][which] for node in inner) for which in (0, 1)]
 

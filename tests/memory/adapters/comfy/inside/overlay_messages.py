@@ -131,7 +131,29 @@ def case_models_are_sent_when_they_moved() -> None:
             events.beat()
         (told,) = server.of("lowtide.models")
         assert told["models"] == [row.to_dict() for row in inventory.rows()]
-        assert len(server.of("lowtide.sample")) == 3
+
+
+def case_a_page_at_rest_is_told_what_moves_and_no_more() -> None:
+    with Watched("one") as server:
+        events.pulse.stop()
+        events.begin()
+        events.pulse.stop()
+        server.sent.clear()
+        for _ in range(5):
+            events.beat()
+        assert len(server.of("lowtide.sample")) == 1
+        held = torch.zeros(3 * MIB, dtype=torch.uint8, device=DEVICE)
+        for _ in range(5):
+            events.beat()
+        assert len(server.of("lowtide.sample")) == 2
+        assert server.of("lowtide.sample")[-1]["devices"][0]["allocated"] >= held.nbytes
+        del held
+        events.connected()  # who comes now has seen none of them
+        events.pulse.stop()
+        before = len(server.of("lowtide.sample"))
+        events.news.forget()
+        events.beat()
+        assert len(server.of("lowtide.sample")) == before + 1
 
 
 def case_a_browser_that_reads_slowly_gets_no_more_samples() -> None:
@@ -154,6 +176,7 @@ def case_a_sample_costs_little() -> None:
         events.beat()
         started = time.thread_time()
         for _ in range(200):
+            events.news.forget()
             events.beat()
         each = (time.thread_time() - started) / 200
         assert each / pulse.RUNNING_SECONDS <= 0.005, f"{each * 1000:.2f} ms a sample"

@@ -44,6 +44,8 @@ class Watch:
     """What the test does around every node's call and every step of it."""
 
     counting: bool = False
+    resetting: bool = False
+    """Reset torch's peaks before each call, as nodes of other packs do."""
     peaks: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Node -> highest peaks allocated and reserved of its calls."""
     calls: list[str] = field(default_factory=list)
@@ -76,6 +78,8 @@ def _wrapped(original: Any) -> Any:
         if WATCH.before is not None:
             WATCH.before(node)
         if WATCH.counting:
+            SIM.watch()
+        if WATCH.resetting:
             SIM.reset_peaks()
         try:
             result = await original(*args, **kwargs)
@@ -84,7 +88,7 @@ def _wrapped(original: Any) -> Any:
             return result
         finally:
             if WATCH.counting:
-                now = SIM.peak_allocated, SIM.peak_reserved
+                now = SIM.watched
                 held = WATCH.peaks.get(node, (0, 0))
                 WATCH.peaks[node] = max(held[0], now[0]), max(held[1], now[1])
 
