@@ -1,4 +1,4 @@
-"""Whether a sample says anything that the last one sent did not: pages at rest are left in peace."""
+"""Whether a sample says anything that the last one sent did not: a page at rest is left alone."""
 
 from __future__ import annotations
 
