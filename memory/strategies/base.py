@@ -97,3 +97,17 @@ def wrap_method(owner: Any, name: str, around: Callable[[Method], Method]) -> Un
             restore()
 
     return undo
+
+
+def then(action: Callable[[], None]) -> Callable[[Method], Method]:
+    """For :func:`wrap_method`: run ``action`` once the method has returned."""
+
+    def around(original: Method) -> Method:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            action()
+            return result
+
+        return run
+
+    return around

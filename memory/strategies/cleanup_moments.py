@@ -7,7 +7,6 @@ not all of it: a full collection would cost more than a step. ``release`` does t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from ..cleanup import YOUNG, cleanup_due, release
 from ..levels import MemoryOptimizationConfig
 from ..stages import DENOISING, stage_of
-from .base import Applied, Method, Outcome, Skipped, Undo, undo_all, wrap_method
+from .base import Applied, Outcome, Skipped, Undo, then, undo_all, wrap_method
 
 NAME = "cleanup"
 _END = "maybe_free_model_hooks"
@@ -51,7 +50,7 @@ def apply(config: CleanupMoments, pipe: Any) -> list[Outcome]:
 def _after_step(config: CleanupMoments, pipe: Any, undos: list[Undo]) -> Outcome:
     if not hasattr(getattr(pipe, "scheduler", None), "step"):
         return Skipped(NAME, "scheduler", "this pipeline has no scheduler: it takes no steps")
-    clean = _then(lambda: _clean(config, "after_step"))
+    clean = then(lambda: _clean(config, "after_step"))
     watched: list[tuple[Any, Undo]] = []
 
     def watch(*_: Any) -> None:
@@ -88,7 +87,7 @@ def _after_unload(config: CleanupMoments, pipe: Any, undos: list[Undo]) -> list[
 
     if not component_hooks(pipe):
         return []  # nothing leaves as a whole: weights are streamed, or they stay
-    clean = _then(lambda: _clean(config, "after_unload"))
+    clean = then(lambda: _clean(config, "after_unload"))
     watched: list[Undo] = []
 
     def watch() -> None:
@@ -99,7 +98,7 @@ def _after_unload(config: CleanupMoments, pipe: Any, undos: list[Undo]) -> list[
         watched.clear()
 
     watch()
-    undos += [undo, wrap_method(pipe, _END, _then(watch))]
+    undos += [undo, wrap_method(pipe, _END, then(watch))]
     whole = undos[-2:]
     detail = f"{_policy(config)} after a component has left"
     return [Applied(NAME, "components", detail, lambda: undo_all(reversed(whole)))]
@@ -108,7 +107,7 @@ def _after_unload(config: CleanupMoments, pipe: Any, undos: list[Undo]) -> list[
 def _on_exit(config: CleanupMoments, pipe: Any, undos: list[Undo]) -> Outcome:
     if not hasattr(pipe, _END):
         return Skipped(NAME, "pipeline", "its class does not say when a run is over")
-    undo = wrap_method(pipe, _END, _then(lambda: _clean(config, "on_exit")))
+    undo = wrap_method(pipe, _END, then(lambda: _clean(config, "on_exit")))
     undos.append(undo)
     return Applied(NAME, "pipeline", f"{_policy(config)} at the end of a run", undo)
 
@@ -120,17 +119,3 @@ def _clean(config: CleanupMoments, moment: str) -> None:
 
 def _policy(config: CleanupMoments) -> str:
     return "always" if config.config.cleanup == "always" else "when memory is short,"
-
-
-def _then(action: Callable[[], None]) -> Callable[[Method], Method]:
-    """Around a method: run ``action`` once it has returned."""
-
-    def around(original: Method) -> Method:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            action()
-            return result
-
-        return run
-
-    return around

@@ -18,10 +18,10 @@ from ..evict import LEAVE
 from ..units import format_bytes
 from .base import (
     Applied,
-    Method,
     Outcome,
     Undo,
     override,
+    then,
     undo_all,
     with_the_first,
     wrap_method,
@@ -84,7 +84,7 @@ def apply(config: Turns, pipe: Any) -> list[Outcome]:
             undos.append(override(part, LEAVE, partial(stage.leave, name)))
             outcomes.append(Applied(NAME, name, detail, next(pending, with_the_first)))
         if hasattr(pipe, _END):
-            undos.append(wrap_method(pipe, _END, _then(stage.end)))
+            undos.append(wrap_method(pipe, _END, then(stage.end)))
         for name in parts:
             if config.shares.get(name, Share()).stays:
                 stage.come(name)
@@ -132,18 +132,6 @@ def _entry(
         stage.begin(name, tensors_of(part) if whole else None)
 
     return begin
-
-
-def _then(action: Callable[[], None]) -> Callable[[Method], Method]:
-    def around(original: Method) -> Method:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            action()
-            return result
-
-        return run
-
-    return around
 
 
 class _Stage:
