@@ -87,13 +87,14 @@ def open_to_read(path: Path) -> Table:
     """Open what is there, in a folder that cannot be written too (without its latest rows then).
 
     Raises:
-        sqlite3.Error: there is no such file, or it cannot be read.
+        sqlite3.Error: there is no such file, it cannot be read, or is locked.
     """
     address = path.as_uri()
     try:
         return _read(f"{address}?mode=rw")
-    except sqlite3.OperationalError:
-        if identity(path) is None:
+    except sqlite3.OperationalError as error:
+        # While somebody holds the file, what is in it without its log may be half of a change.
+        if identity(path) is None or "locked" in str(error):
             raise
     return _read(f"{address}?mode=ro&immutable=1")
 

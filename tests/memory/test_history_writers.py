@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import sqlite3
 import time
 from pathlib import Path
 
+import pytest
 from lowtide.memory import history_file
 from lowtide.memory.history import History
 from lowtide.tests.memory.history_files import check, path, row, rows_of, writer
@@ -55,10 +57,12 @@ def test_several_processes_that_meet_damage_begin_one_new_file(path: Path) -> No
     path.parent.mkdir(parents=True)
     path.write_bytes(b"nothing of ours\n" * 500)
     running = [writer(path, f"model {number}", 5) for number in range(4)]
-    for process in running:
-        process.communicate(timeout=60)
-        assert process.returncode == 0
-    assert len(rows_of(path)) == 20 and check(path) == "ok"
+    said = [process.communicate(timeout=60)[0].split() for process in running]
+    assert [process.returncode for process in running] == [0] * 4
+    there = sorted(it.name for it in path.parent.iterdir())
+    found = [(it.key.model, it.key.size) for it in rows_of(path)]
+    assert len(found) == 20, (found, said, there)
+    assert check(path) == "ok"
     assert len(list(path.parent.glob("*.damaged-*"))) == 1
 
 
@@ -75,3 +79,15 @@ def test_another_writer_that_never_ends_is_not_waited_for_forever(path: Path, mo
         assert time.perf_counter() - started < 1.0
         other.execute("ROLLBACK")
     assert history.add([row()]) and len(rows_of(path)) == 3
+
+
+def test_a_file_that_is_held_is_not_read_without_its_log(path: Path) -> None:
+    history = History(path)
+    assert history.add([row()])
+    history.close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            history_file.open_to_read(path)
+    assert len(rows_of(path)) == 1
