@@ -48,6 +48,7 @@ def test_a_budget_is_a_row_and_a_plan(capsys):
     assert found["level"] == "budget"
     assert found["plan"]["fits"]
     assert found["peak_allocated_bytes"] * 1.03 <= whole * 0.6
+    assert found["margin"] == 0.03 and found["margin_source"]
     choices = found["plan"]["choices"]
     assert set(choices) == {"text_encoder", "unet", "vae"}
     assert any(choice["how"] != "resident" or not choice["stays"] for choice in choices.values())

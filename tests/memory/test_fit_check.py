@@ -60,6 +60,14 @@ def test_the_json_has_bytes():
     assert found["rows"][2]["stages"]["decode"]["peak_allocated_bytes"] == 9 * MIB
 
 
+def test_the_largest_batch_is_said_where_it_is_known():
+    found = checked()
+    assert found.to_dict()["largest_batch"] is None and "largest batch" not in found.text()
+    found.largest_batch = 0
+    assert "The largest batch that is predicted to fit: 0" in found.text()
+    assert found.to_dict()["largest_batch"] == 0
+
+
 def test_a_refusal_says_what_how_much_and_the_remedy():
     found = checked()
     assert _refusal(found, found.rows[0]) == (
