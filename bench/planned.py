@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..memory.kept_free import KeptFree
-from ..memory.planner.batches import split
+from ..memory.planner.batches import said, split
 from ..memory.planner.ladder import Climb
 from ..memory.planner.planner import Limits
 from ..memory.planner.policy import COMFYUI
@@ -123,13 +123,13 @@ class Planned:
     def _batch(self) -> list[str]:
         if self.largest_batch is None:
             return []
-        said = f"  largest batch that fits: {self.largest_batch}"
+        line = f"  largest batch that fits: {said(self.largest_batch)}"
         if self.engine == COMFYUI:
-            return [f"{said}, with that budget in the Memory Level Selector"]
+            return [f"{line}, with that budget in the Memory Level Selector"]
         if 0 < self.largest_batch < self.work.batch:
             parts = split(self.work.batch, self.largest_batch)
-            said += f"; the {self.work.batch} images are made in parts of {max(parts)} or fewer"
-        return [said]
+            line += f"; the {self.work.batch} images are made in parts of {max(parts)} or fewer"
+        return [line]
 
 
 def _gb(count: int) -> str:

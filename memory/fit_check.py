@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import BudgetError, ConfigError
 from .levels import MemoryOptimizationConfig, OptimizationLevel
+from .planner.batches import said
 from .planner.ladder import LADDER
 from .planner.predict import DECODE, DENOISE, ENCODE, Prediction, predict
 from .planner.work import Work
@@ -50,7 +51,7 @@ class Checked:
     unknown: list[str] = field(default_factory=list)
     smallest_budget: int | None = None
     largest_batch: int | None = None
-    """Images at once that fit; ``None`` = not known. Under a budget by the row of its own."""
+    """Images at once that fit, 64 at most; ``None`` = not known."""
 
     def text(self) -> str:
         """A table, a row for each way to run and a column for each stage."""
@@ -74,7 +75,7 @@ class Checked:
             least = format_bytes(self.smallest_budget)
             lines.append(f"The smallest budget that is predicted to do: {least}")
         if self.largest_batch is not None:
-            lines.append(f"The largest batch that is predicted to fit: {self.largest_batch}")
+            lines.append(f"The largest batch that is predicted to fit: {said(self.largest_batch)}")
         return "\n".join([*lines, _NOTE])
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigError
 from .kept_free import KeptFree, kept_free
 from .levels import MemoryOptimizationConfig, OptimizationLevel
+from .planner.batches import said
 from .planner.cache import TraceCache
 from .planner.planner import Limits
 from .planner.predict import Prediction, StagePrediction, predict
@@ -96,7 +97,7 @@ class RunPlan:
         if self.margin is not None and self.margin_source is not None:
             lines.append(f"  {KeptFree(self.margin, self.margin_source).text()}")
         if self.largest_batch is not None:
-            lines.append(f"  largest batch that fits: {self.largest_batch}")
+            lines.append(f"  largest batch that fits: {said(self.largest_batch)}")
         return "\n".join((*lines, *self.advice))
 
 
