@@ -8,10 +8,13 @@ import pytest
 import torch
 from lowtide import plan
 from lowtide.memory import backend, learning
+from lowtide.memory.adapters.pipeline_plans import key_of_run
 from lowtide.memory.adapters.plan_subject import pipeline_subject
+from lowtide.memory.adapters.synthetic import build, write_pipeline
 from lowtide.memory.device import snapshot
 from lowtide.memory.history_rows import FITS, OUT_OF_MEMORY, Key, Row
 from lowtide.memory.kept_free import kept_free, of_rows
+from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.planner.planner import MARGIN
 from lowtide.memory.planner.work import Work
 from lowtide.memory.run_key import gpu_name
@@ -84,7 +87,10 @@ def test_where_there_is_no_device_or_no_history_it_says_so(
 
 def test_a_plan_keeps_what_was_learnt_and_says_so(accelerator: Any) -> None:
     model = pipeline_subject("tiny-sd15", Work(128, 128), None, "float16").models()["denoising"]
-    assert model.startswith("StableDiffusionPipeline, ")
+    loaded = build("tiny-sd15", "float16")
+    device = backend.device_of(accelerator.device)
+    key = key_of_run(loaded, MemoryOptimizationConfig(), Work(128, 128), device)
+    assert (key.gpu, key.model) == (here(accelerator), model), "as runs of it are called"
     whole = plan("tiny-sd15", **RUN).peak_allocated_bytes
     tight = whole * 1.05 / GIB
     before = plan("tiny-sd15", budget_gb=tight, **RUN)
@@ -96,3 +102,9 @@ def test_a_plan_keeps_what_was_learnt_and_says_so(accelerator: Any) -> None:
     assert set(found.how) == {"text_encoder", "unet", "vae"}, "what fitted closely no longer does"
     assert found.peak_allocated_bytes * (1 + found.margin) <= tight * GIB
     assert "kept free: learnt from 20 measured stages" in found.text()
+
+
+def test_a_folder_is_called_as_its_pipeline_is(tmp_path: Any) -> None:
+    folder = write_pipeline(tmp_path / "pipe", "tiny-sd15")
+    named = pipeline_subject("tiny-sd15", Work(128, 128), None, "float16").models()
+    assert pipeline_subject(str(folder), Work(128, 128), None, "float16").models() == named

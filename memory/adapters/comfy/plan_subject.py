@@ -69,8 +69,6 @@ class ComfySubject:
 
     def models(self) -> dict[str, str]:
         """The history's name of the model of each stage."""
-        import folder_paths  # noqa: F401  from then on the history is ComfyUI's
-
         from .learned import name_of
 
         found, held = {}, self.traces.models
@@ -92,6 +90,8 @@ def comfy_subject(path: Path, work: Work | None, store: TraceCache | None) -> Co
     Raises:
         ConfigError, PipelineLoadError: a file that is missing or nothing ComfyUI knows.
     """
+    import folder_paths  # noqa: F401  from then on history and profile are ComfyUI's
+
     if path.suffix == ".json":
         graph = read_graph(path)
         found = subject_of(path.name, _of_graph(graph), work or graph.work, store)
