@@ -8,6 +8,7 @@ import pytest
 import torch
 from lowtide import plan
 from lowtide.memory import backend, learning
+from lowtide.memory.adapters import pipeline_batches, plan_subject
 from lowtide.memory.adapters.pipeline_plans import key_of_run
 from lowtide.memory.adapters.plan_subject import pipeline_subject
 from lowtide.memory.adapters.synthetic import build, write_pipeline
@@ -15,8 +16,9 @@ from lowtide.memory.device import snapshot
 from lowtide.memory.history_rows import FITS, OUT_OF_MEMORY, Key, Row
 from lowtide.memory.kept_free import kept_free, of_rows
 from lowtide.memory.levels import MemoryOptimizationConfig
-from lowtide.memory.planner.planner import MARGIN
+from lowtide.memory.planner.planner import MARGIN, Limits
 from lowtide.memory.planner.work import Work
+from lowtide.memory.profile_published import assumed
 from lowtide.memory.run_key import gpu_name
 from lowtide.memory.units import GIB
 
@@ -108,3 +110,20 @@ def test_a_folder_is_called_as_its_pipeline_is(tmp_path: Any) -> None:
     folder = write_pipeline(tmp_path / "pipe", "tiny-sd15")
     named = pipeline_subject("tiny-sd15", Work(128, 128), None, "float16").models()
     assert pipeline_subject(str(folder), Work(128, 128), None, "float16").models() == named
+
+
+def test_the_largest_batch_keeps_as_much_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = pipeline_subject("tiny-sd15", Work(64, 64), None, "float16")
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        plan_subject, "images_at_once", lambda *given, **more: asked.append(more["margin"]) or 1
+    )
+    costs = {"rates": assumed("RTX 3060"), "workspace_factor": 1.0}
+    assert subject.images_at_once(Limits(GIB, margin=0.4), costs) == 1 and asked == [0.4]
+    need = [
+        pipeline_batches.smallest_budget(
+            subject.traces.pipe, MemoryOptimizationConfig(), Work(64, 64), costs["rates"], margin=it
+        )
+        for it in (0.0, 0.4)
+    ]
+    assert need[1] == pytest.approx(1.4 * need[0], rel=0.1)
