@@ -15,6 +15,7 @@ from typing import Any
 
 from ..memory.errors import DeviceError
 from ..memory.learning import SWITCH
+from ..memory.profiles import SWITCH as MEASURING
 from .places import Place
 
 _TIMEOUT_SECONDS = 3600.0
@@ -61,7 +62,7 @@ def _run(
 ) -> dict[str, Any]:
     tests = Path(__file__).resolve().parents[1] / "tests"
     kept = {name: value for name, value in os.environ.items() if name != SWITCH}
-    env = {**kept, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**kept, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", MEASURING: "off"}
     if place.simulated is not None:
         env["PYTHONPATH"] = str(tests / "accelerator" / "site")
         env |= {"LOWTIDE_SIM": place.simulated.flavour, "LOWTIDE_SIM_CAPACITY": _CAPACITY}

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def _chart(path: Path) -> Any:
 
 def planned(options: argparse.Namespace) -> Any:
     """The predictions of every level, and the plan of a budget."""
+    from ..memory.kept_free import kept_free
     from ..memory.planner.cache import TraceCache
     from ..memory.planner.planner import Limits
     from ..memory.planner.predict import predict
@@ -111,12 +113,16 @@ def planned(options: argparse.Namespace) -> Any:
             for given in (budget, None, options.host_gb, options.pinned_gb)
         )
     )
+    kept = None
+    if budget is not None:
+        kept = kept_free(subject.models(), options.card)
+        limits = replace(limits, margin=kept.margin)
     costs: dict[str, Any] = {
         "rates": profile,
         "workspace_factor": profile.workspace_factor,
         "context_bytes": profile.context_bytes,
     }
-    result = Planned(subject.name, subject.engine, work, profile, limits)
+    result = Planned(subject.name, subject.engine, work, profile, limits, kept)
     for level in LEVELS:
         config = MemoryOptimizationConfig.from_level(level)
         result.rows[level] = predict(subject.turns(config), **costs)
@@ -127,7 +133,7 @@ def planned(options: argparse.Namespace) -> Any:
             result.rows["budget"] = result.budget.prediction
             if options.level is None:
                 result.chosen = "budget"
-        if work.batch > 1 and hasattr(subject, "images_at_once"):
+        if max(work.batch, options.batch) > 1:  # a graph has its own
             result.largest_batch = subject.images_at_once(limits, costs)
     result.notes += subject.notes
     result.seconds = time.perf_counter() - started

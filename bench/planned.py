@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..memory.planner.batches import split
+from ..memory.kept_free import KeptFree
+from ..memory.planner.batches import said, split
 from ..memory.planner.ladder import Climb
 from ..memory.planner.planner import Limits
+from ..memory.planner.policy import COMFYUI
 from ..memory.planner.predict import STAGES, Prediction
 from ..memory.planner.work import Work
 from ..memory.profile import DeviceProfile
@@ -29,6 +31,7 @@ class Planned:
     work: Work
     profile: DeviceProfile
     limits: Limits
+    kept: KeptFree | None = None
     rows: dict[str, Prediction] = field(default_factory=dict)
     chosen: str = ""
     budget: Climb | Any | None = None
@@ -46,6 +49,7 @@ class Planned:
             "profile": self.profile.to_dict(),
             "budget_bytes": self.limits.budget,
             "margin": self.limits.margin,
+            "margin_source": None if self.kept is None else self.kept.why,
             "level": self.chosen,
             **(self.rows[self.chosen].to_dict() if self.chosen in self.rows else {}),
             "levels": {name: row.to_dict() for name, row in self.rows.items()},
@@ -100,7 +104,7 @@ class Planned:
         budget = format_bytes(self.limits.budget)
         if not found["fits"]:
             return ["\n".join((*found["advice"], *self._batch()))]
-        lines = [f"Within {budget}, {self.limits.margin:.0%} of it kept free:"]
+        lines = [f"Within {budget}{'' if self.kept is None else f'; {self.kept.text()}'}:"]
         if found.get("level"):
             changes = ", ".join(f"{k}={v}" for k, v in found["changes"].items())
             lines.append(f"  level {found['level']}{', ' + changes if changes else ''}")
@@ -119,11 +123,13 @@ class Planned:
     def _batch(self) -> list[str]:
         if self.largest_batch is None:
             return []
-        said = f"  largest batch that fits: {self.largest_batch}"
+        line = f"  largest batch that fits: {said(self.largest_batch)}"
+        if self.engine == COMFYUI:
+            return [f"{line}, with that budget in the Memory Level Selector"]
         if 0 < self.largest_batch < self.work.batch:
             parts = split(self.work.batch, self.largest_batch)
-            said += f"; the {self.work.batch} images are made in parts of {max(parts)} or fewer"
-        return [said]
+            line += f"; the {self.work.batch} images are made in parts of {max(parts)} or fewer"
+        return [line]
 
 
 def _gb(count: int) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import BudgetError, ConfigError
 from .levels import MemoryOptimizationConfig, OptimizationLevel
+from .planner.batches import said
 from .planner.ladder import LADDER
 from .planner.predict import DECODE, DENOISE, ENCODE, Prediction, predict
 from .planner.work import Work
@@ -49,6 +50,8 @@ class Checked:
     judged: Row | None = None
     unknown: list[str] = field(default_factory=list)
     smallest_budget: int | None = None
+    largest_batch: int | None = None
+    """Images at once that fit, 64 at most; ``None`` = not known."""
 
     def text(self) -> str:
         """A table, a row for each way to run and a column for each stage."""
@@ -71,6 +74,8 @@ class Checked:
         if self.smallest_budget is not None:
             least = format_bytes(self.smallest_budget)
             lines.append(f"The smallest budget that is predicted to do: {least}")
+        if self.largest_batch is not None:
+            lines.append(f"The largest batch that is predicted to fit: {said(self.largest_batch)}")
         return "\n".join([*lines, _NOTE])
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,6 +87,7 @@ class Checked:
             "fits": None if self.judged is None else self.judged.fits,
             "judged": None if self.judged is None else self.judged.name,
             "smallest_budget_bytes": self.smallest_budget,
+            "largest_batch": self.largest_batch,
             "unknown": self.unknown,
             "rows": [
                 {
@@ -174,6 +180,9 @@ def _check(
             found.smallest_budget = plan_check.smallest_budget(subject, budget, costs)
     if config is not None:
         found.judged = add("plugged in", config)
+    if limit is not None and not unknown:
+        way = _level(OptimizationLevel.NONE) if config is None else config
+        found.largest_batch = plan_check.largest_batch(subject, way, budget, limit, costs)
     return found
 
 

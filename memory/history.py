@@ -154,6 +154,18 @@ class History:
                     self._complain(error)
             return removed
 
+    def outdate(self, gpu: str) -> None:
+        """Forget what was predicted for a device: its rows stay, and correct nothing any more."""
+        with self._lock:
+            self._in_memory(lambda table: table.outdate(gpu))
+            if self.path is None or history_file.identity(self.path) is None:
+                return
+            try:
+                self._open().outdate(gpu)
+            except (sqlite3.Error, OSError) as error:
+                self._close()
+                self._complain(error)
+
     def close(self) -> None:
         """Close the file; the next :meth:`add` opens it again."""
         with self._lock:

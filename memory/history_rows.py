@@ -190,6 +190,11 @@ class Table:
         self.connection.executescript("PRAGMA incremental_vacuum")
         return removed
 
+    def outdate(self, gpu: str) -> None:
+        """Take the predictions out of a device's rows."""
+        change = "UPDATE runs SET predicted = NULL, predicted_seconds = NULL WHERE gpu = ?"
+        self.connection.execute(change, (_clip(gpu),))
+
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()

@@ -24,7 +24,8 @@ from .history_file import NAME
 logger = logging.getLogger("lowtide")
 
 SWITCH = "LOWTIDE_HISTORY"
-_OFF = ("off", "0", "no", "false")
+OFF = ("off", "0", "no", "false")
+"""What switches off, as the value of an environment variable of ours."""
 
 MOST_QUEUED = 256
 """Runs that may wait for the writer; more are not kept, and it is said once."""
@@ -115,7 +116,7 @@ _expected_lock = threading.Lock()
 
 def active() -> bool:
     """Whether runs are kept: unless the environment says no."""
-    return os.environ.get(SWITCH, "").strip().lower() not in _OFF
+    return os.environ.get(SWITCH, "").strip().lower() not in OFF
 
 
 def history() -> History:
@@ -188,6 +189,19 @@ def summary() -> dict[str, Any]:
     """What is kept, as plain JSON values, bounded; for a person or a browser to see."""
     flush(1.0)
     return {"active": active(), **history().summary()}
+
+
+def outdate(gpu: str) -> None:
+    """Forget what was predicted for a device, by figures that no longer count; never raises.
+
+    Its runs stay: what they took, and what did not fit.
+    """
+    with _expected_lock:
+        for key in [key for key in _expected if key[0].gpu == gpu]:
+            del _expected[key]
+    if active():
+        flush(1.0)  # of the last run, predicted by them too
+        history().outdate(gpu)
 
 
 def reset() -> int:

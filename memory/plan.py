@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
+from .kept_free import KeptFree, kept_free
 from .levels import MemoryOptimizationConfig, OptimizationLevel
+from .planner.batches import said
 from .planner.cache import TraceCache
 from .planner.planner import Limits
 from .planner.predict import Prediction, StagePrediction, predict
@@ -45,6 +47,7 @@ class RunPlan:
         seconds: by the profile's rates; never measured on a GPU.
         smallest_budget_bytes: the least budget with which there is a plan; ``None`` without one.
         largest_batch: the most images at once that fit the budget, where several are asked for.
+        margin: part of the prediction that is kept free under the budget. margin_source: why that.
         how: what each component does under the budget, by name, as plain values.
         advice: what to change where nothing fits.
         profile: the device's rates, measured or published, as its ``source`` says.
@@ -66,6 +69,8 @@ class RunPlan:
     budget_bytes: int | None = None
     smallest_budget_bytes: int | None = None
     largest_batch: int | None = None
+    margin: float | None = None
+    margin_source: str | None = None
     how: dict[str, Any] = field(default_factory=dict)
     advice: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -89,8 +94,10 @@ class RunPlan:
                 f"{format_bytes(stage.peak_reserved_bytes)} reserved, "
                 f"{format_bytes(stage.moved_bytes)} moved{took}"
             )
+        if self.margin is not None and self.margin_source is not None:
+            lines.append(f"  {KeptFree(self.margin, self.margin_source).text()}")
         if self.largest_batch is not None:
-            lines.append(f"  largest batch that fits: {self.largest_batch}")
+            lines.append(f"  largest batch that fits: {said(self.largest_batch)}")
         return "\n".join((*lines, *self.advice))
 
 
@@ -143,7 +150,8 @@ def plan(
         asked = _level(level)
         found = predict(subject.turns(MemoryOptimizationConfig.from_level(asked)), **costs)
         return _made(subject, work, asked, profile, found)
-    limits = Limits(gb_to_bytes(budget_gb))
+    kept = kept_free(subject.models(), card)
+    limits = Limits(gb_to_bytes(budget_gb), margin=kept.margin)
     chosen = subject.within(limits, work, costs)
     told = chosen.to_dict()
     return _made(
@@ -157,6 +165,8 @@ def plan(
         largest_batch=subject.images_at_once(limits, costs) if batch > 1 else None,
         how=told.get("choices") or {"level": told.get("level")},
         advice=tuple(told["advice"]),
+        margin=kept.margin,
+        margin_source=kept.why,
     )
 
 

@@ -8,17 +8,13 @@ and who waits for it goes on when the time is over.
 from __future__ import annotations
 
 import logging
-import os
+import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import torch
-
-from . import backend, nvml
-from .peaks import PeakWindow
 from .profile import DeviceProfile
 from .units import MIB
 
@@ -33,9 +29,6 @@ _LONG_ENOUGH = 0.02
 _REPEATS = 3
 _FIRST_BYTES, _MOST_BYTES = MIB, 256 * MIB
 _FIRST_EDGE, _MOST_EDGE = 256, 8192
-_SHARE = 16
-"""Part of the free memory that one buffer may take: there may be three, and others beside."""
-
 _CONVOLUTIONS = ((320, 128), (640, 64), (512, 256))
 """(channels, edge) of what UNets and VAEs compute most: 3 x 3, one image of 1024 pixels."""
 
@@ -64,6 +57,8 @@ class _Found:
 
     values: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
+    longest: float = math.inf
+    halted: Callable[[], bool] = lambda: False
     over: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -73,6 +68,8 @@ def measure(
     probe: Callable[[], Probe],
     *,
     seconds: float = SECONDS,
+    longest: float = math.inf,
+    halted: Callable[[], bool] = lambda: False,
 ) -> DeviceProfile:
     """``start`` with its figures replaced by measured ones; returns within ``seconds``.
 
@@ -81,8 +78,10 @@ def measure(
 
     Args:
         probe: makes what to measure with, in the measuring thread.
+        longest: seconds that one piece of work should take at most.
+        halted: whether to stop; asked between two pieces of work, from the measuring thread.
     """
-    found = _Found()
+    found = _Found(longest=longest, halted=halted)
     began = time.monotonic()
     thread = threading.Thread(
         target=_run, args=(found, probe, began + seconds), name="lowtide profile", daemon=True
@@ -124,7 +123,7 @@ def _run(found: _Found, make: Callable[[], Probe], deadline: float) -> None:
 
 def _figures(found: _Found, probe: Probe, deadline: float) -> None:
     def over() -> bool:
-        return found.over.is_set() or time.monotonic() > deadline
+        return found.over.is_set() or time.monotonic() > deadline or found.halted()
 
     most = max(_FIRST_BYTES, min(_MOST_BYTES, probe.most_bytes()))
     edge = _FIRST_EDGE
@@ -148,7 +147,7 @@ def _figures(found: _Found, probe: Probe, deadline: float) -> None:
     for channels, size in _CONVOLUTIONS:
         if over():
             return
-        share = (deadline - time.monotonic()) / (4 * len(_CONVOLUTIONS))
+        share = min(found.longest, (deadline - time.monotonic()) / (4 * len(_CONVOLUTIONS)))
         while size > 8 and 18 * (channels * size) ** 2 / values["flops"] > share:
             size //= 2
         factor = max(factor, probe.workspace(channels, size))
@@ -192,99 +191,3 @@ def _read_and_written(size: int) -> float:
 
 def _of_product(edge: int) -> float:
     return 2.0 * edge**3
-
-
-class DeviceProbe:
-    """Measures one device with torch. Buffers are made once a size and dropped with the next."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._half = torch.float32 if device.type == "cpu" else torch.float16
-        self._held: dict[Any, Any] = {}
-
-    def copy_in(self, size: int, pinned: bool) -> float:
-        """Seconds to copy ``size`` bytes from the host; unpinned where nothing can be pinned."""
-
-        def make() -> Any:
-            pin = pinned and self._device.type not in ("cpu", "mps")
-            host = torch.empty(size, dtype=torch.uint8, pin_memory=pin)
-            host.fill_(1)
-            return host, torch.empty(size, dtype=torch.uint8, device=self._device)
-
-        host, there = self._buffers(("in", size, pinned), make)
-        return self._timed(lambda: there.copy_(host, non_blocking=pinned))
-
-    def copy_on(self, size: int) -> float:
-        """Seconds to copy ``size`` bytes within the device."""
-
-        def make() -> Any:
-            one = torch.zeros(size, dtype=torch.uint8, device=self._device)
-            return one, torch.empty_like(one)
-
-        one, other = self._buffers(("on", size), make)
-        return self._timed(lambda: other.copy_(one))
-
-    def multiply(self, edge: int) -> float:
-        """Seconds for the product of two square matrices in half precision (CPU: single)."""
-
-        def make() -> Any:
-            one = torch.full((edge, edge), 0.01, dtype=self._half, device=self._device)
-            return one, torch.empty_like(one)
-
-        one, out = self._buffers(("multiply", edge), make)
-        return self._timed(lambda: torch.mm(one, one, out=out))
-
-    def workspace(self, channels: int, edge: int) -> float:
-        """Scratch bytes of a 3 x 3 convolution, as a part of its input, weight and output."""
-        self._held.clear()
-        make: Any = {"dtype": self._half, "device": self._device}
-        x = torch.zeros(1, channels, edge, edge, **make)
-        weight = torch.zeros(channels, channels, 3, 3, **make)
-        with torch.no_grad():
-            # What is kept from the first one on is no scratch.
-            torch.nn.functional.conv2d(x, weight, padding=1)
-            backend.synchronize(self._device)
-            before = backend.allocated(self._device)
-            window = PeakWindow(self._device)
-            try:
-                y = torch.nn.functional.conv2d(x, weight, padding=1)
-                backend.synchronize(self._device)
-            finally:
-                peak = window.close().allocated
-        if before is None or peak is None:
-            return 1.0
-        return max(0, peak - before - y.nbytes) / (x.nbytes + weight.nbytes + y.nbytes)
-
-    def context(self) -> int | None:
-        """Bytes this process holds on the device beside torch's; ``None`` where nobody tells."""
-        if self._device.type != "cuda":
-            return None
-        properties = torch.cuda.get_device_properties(self._device)
-        backend.synchronize(self._device)
-        held = nvml.process_bytes(properties, os.getpid())
-        reserved = backend.reserved(self._device)
-        return None if held is None or reserved is None else max(0, held - reserved)
-
-    def most_bytes(self) -> int:
-        """The most one buffer may take."""
-        info = backend.mem_get_info(self._device) if self._device.type != "cpu" else None
-        return _MOST_BYTES if info is None else info[0] // _SHARE
-
-    def close(self) -> None:
-        """Give everything back."""
-        self._held.clear()
-        backend.empty_cache(self._device)
-        backend.empty_host_cache(self._device)
-
-    def _buffers(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._held:
-            self._held.clear()
-            self._held[key] = make()
-        return self._held[key]
-
-    def _timed(self, work: Callable[[], Any]) -> float:
-        backend.synchronize(self._device)
-        started = time.perf_counter()
-        work()
-        backend.synchronize(self._device)
-        return time.perf_counter() - started

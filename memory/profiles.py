@@ -1,7 +1,9 @@
 """The profile of this machine's device: measured once, kept in a file, published figures till then.
 
 The file holds profiles by device and torch: another driver stack is measured anew. To have a
-device measured again, delete the file. No torch here.
+device measured again, delete the file. ``python -m lowtide plan`` measures at its first use. In
+ComfyUI it is done between prompts (``adapters/comfy/profiling.py``), but for
+``LOWTIDE_PROFILE=off``. No torch here.
 """
 
 from __future__ import annotations
@@ -14,19 +16,26 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import stores
+from . import learning, stores
 from .errors import ConfigError
 from .profile import DeviceProfile
 from .profile_published import assumed
+from .run_key import gpu_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+
+    from .profile_measure import Probe
 
 logger = logging.getLogger("lowtide")
 
 NAME = "profiles-1.json"
 MOST = 32
 """Profiles kept in the file, the oldest forgotten first."""
+
+SWITCH = "LOWTIDE_PROFILE"
 
 _lock = threading.Lock()
 _known: dict[str, DeviceProfile] = {}
@@ -43,6 +52,11 @@ def known(name: str, torch_version: str) -> DeviceProfile:
     return _known.get(key) or _load(_path()).get(key) or assumed(name)
 
 
+def by_itself() -> bool:
+    """Whether a device may be measured unasked, between prompts: unless the environment says no."""
+    return os.environ.get(SWITCH, "").strip().lower() not in learning.OFF
+
+
 def measured(
     device: str | torch.device | None = None, *, seconds: float | None = None
 ) -> DeviceProfile:
@@ -54,26 +68,71 @@ def measured(
     Raises:
         DeviceError: there is no such device.
     """
-    import torch
-
     from . import backend, profile_measure
-    from .device import snapshot
+    from .profile_probe import DeviceProbe
 
     where = backend.device_of(device)
-    name, version = snapshot(where).name, str(torch.__version__)
+    name, version, gpu = _names(where)
     key = key_of(name, version)
     with _lock:
         found = _known.get(key) or _load(_path()).get(key)
         if found is None:
             longest = profile_measure.SECONDS if seconds is None else seconds
             found = profile_measure.measure(
-                assumed(name), lambda: profile_measure.DeviceProbe(where), seconds=longest
+                assumed(name), lambda: DeviceProbe(where), seconds=longest
             )
             logger.info("%s", found.text())
             if found.measured:
-                _save(_path(), key, found)
+                _keep(key, gpu, found)
         _known[key] = found
         return found
+
+
+def measured_aside(
+    device: torch.device,
+    probe: Callable[[], Probe],
+    *,
+    longest: float,
+    halted: Callable[[], bool],
+) -> bool:
+    """Measure a device while nobody waits for it; whether that is done. Within 10 seconds.
+
+    What was found until ``halted``, and what is not whole, is dropped.
+
+    Args:
+        probe, longest, halted: as ``profile_measure.measure`` takes them.
+    """
+    from . import profile_measure
+
+    name, version, gpu = _names(device)
+    key = key_of(name, version)
+    with _lock:
+        if known(name, version).measured:
+            return True
+        found = profile_measure.measure(assumed(name), probe, longest=longest, halted=halted)
+        if halted() or not found.measured:
+            logger.debug("the device's profile is not known yet: %s", found.source)
+            return False
+        logger.info("%s", found.text())
+        _keep(key, gpu, found)
+        _known[key] = found
+        return True
+
+
+def _names(device: torch.device) -> tuple[str, str, str]:
+    """The device's name, torch's version, and what the history calls both."""
+    import torch
+
+    from .device import snapshot
+
+    reading, version = snapshot(device), str(torch.__version__)
+    return reading.name, version, gpu_name(reading, version)
+
+
+def _keep(key: str, gpu: str, found: DeviceProfile) -> None:
+    """Save a profile; what was predicted by other figures corrects nothing any more."""
+    _save(_path(), key, found)
+    learning.outdate(gpu)
 
 
 def forget() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +34,19 @@ TORCH_FREE += ("memory/history.py", "memory/history_file.py", "memory/history_ro
 TORCH_FREE += ("memory/corrections.py", "memory/learning.py", "memory/fitting.py")
 TORCH_FREE += ("memory/run_key.py", "memory/profiles.py")
 TORCH_FREE_IF_THERE = ("memory/plan.py",)
+TRACES = ("torch._subclasses", "torch._functorch", "functorch", "torch.utils.flop_counter")
+TRACES += ("triton", "sympy")
+KNOWN = """
+import sys, types, torch
+for name, path in (("lowtide", sys.argv[1]), ("lowtide.memory", sys.argv[1] + "/memory")):
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__path__ = [path]
+before = set(sys.modules)
+from lowtide.memory.adapters.comfy import (
+    plan_batches, plan_check, plan_foresight, plan_present, plan_twin
+)
+print(*(set(sys.modules) - before))
+"""
 LINES = 300
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TEST_LINES = 320
@@ -139,6 +154,30 @@ def test_hosts_load_on_use_not_on_import(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = [m for level, m, _ in _module_level(tree) if level == 0 and m.split(".")[0] in HOSTS]
     assert found == []
+
+
+def _in_comfyui(path: Path) -> bool:
+    return _name(path).startswith(("memory/adapters/comfy/", "nodes/"))
+
+
+@pytest.mark.parametrize("path", [p for p in PACK if _in_comfyui(p)], ids=_name)
+def test_what_records_traces_loads_when_one_is_recorded(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [
+        (line, module)
+        for level, module, line in _module_level(tree)
+        if (level and module.split(".")[0] == "tracing") or module.startswith(TRACES)
+    ]
+    assert found == []
+
+
+def test_a_prediction_by_known_traces_imports_nothing_that_records_them() -> None:
+    """It takes up to a second, of the first prompt that has a Fit Check."""
+    line = [sys.executable, "-c", KNOWN, str(ROOT)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "lowtide.memory.adapters.comfy.plan_twin" in loaded
+    assert [name for name in loaded if name.startswith((*TRACES, "lowtide.memory.tracing"))] == []
 
 
 @pytest.mark.parametrize("path", PACK, ids=_name)

@@ -8,7 +8,7 @@ from typing import Any
 from ..levels import MemoryOptimizationConfig
 from ..planner.batches import MOST, largest_batch
 from ..planner.cache import TraceCache
-from ..planner.planner import Limits, choose
+from ..planner.planner import MARGIN, Limits, choose
 from ..planner.predict import DECODE
 from ..planner.schedule import Rates
 from ..planner.work import Work
@@ -24,6 +24,7 @@ def smallest_budget(
     *,
     workspace_factor: float = 1.0,
     store: TraceCache | None = None,
+    margin: float = MARGIN,
 ) -> int:
     """Bytes of the least budget ``work`` can be planned with; feed-forward chunks left out.
 
@@ -31,7 +32,7 @@ def smallest_budget(
         TargetError: the pipeline cannot be traced.
     """
     options = TurnOptions(PipelineTraces(pipe, work, store=store), config)
-    limits = Limits(budget=1)
+    limits = Limits(budget=1, margin=margin)
     least = 0
     for name, plain in options.plain.items():
         ways = [plain]
@@ -52,8 +53,11 @@ def images_at_once(
     workspace_factor: float = 1.0,
     store: TraceCache | None = None,
     most: int = MOST,
+    margin: float = MARGIN,
 ) -> int:
     """The largest batch of ``work``'s images, up to ``most``, that ``budget`` holds; 0 = not one.
+
+    ``margin`` is the part of a prediction that is kept free.
 
     Raises:
         TargetError: the pipeline cannot be traced.
@@ -67,6 +71,7 @@ def images_at_once(
             rates,
             workspace_factor=workspace_factor,
             store=store,
+            margin=margin,
         )
 
     return largest_batch(need, budget, most)

@@ -115,6 +115,7 @@ def plan_batch(
             workspace_factor=planner.rates.workspace_factor,
             store=planner.traces.store,
             most=work.batch - 1,
+            margin=margin,
         )
         if not fitting:
             raise

@@ -17,7 +17,10 @@ from ..planner.planner import Limits
 from ..planner.predict import Turn
 from ..planner.turns import TurnsPlan
 from ..planner.work import Work
+from ..run_key import pipeline_name
+from ..stage_names import OF_PLANNER
 from ..units import format_bytes
+from .diffusers import modules_of
 from .diffusers_traces import PipelineTraces
 from .pipeline_batches import images_at_once
 from .synthetic import NAMES, SDXL_SMALL, build
@@ -71,7 +74,16 @@ class PipelineSubject:
             costs["rates"],
             workspace_factor=costs["workspace_factor"],
             store=self.traces.store,
+            margin=limits.margin,
         )
+
+    def models(self) -> dict[str, str]:
+        """The history's name of the model of each stage."""
+        pipe = self.traces.pipe
+        kind = getattr(pipe, "kind", None) or type(pipe).__name__
+        parts = modules_of(pipe).values()
+        name = pipeline_name(kind, sum(it.numel() for part in parts for it in part.parameters()))
+        return dict.fromkeys(OF_PLANNER.values(), name)
 
 
 def pipeline_subject(
@@ -161,17 +173,18 @@ def _from_folder(folder: Path, dtype: str | None) -> Any:
             else:
                 part = made(made.config_class.from_pretrained(str(folder / name)))
         parts[name] = part.to(kind).eval().requires_grad_(False)
-    whole = getattr(diffusers, str(entries.get("_class_name")), None)
-    if hasattr(whole, "upcast_vae"):
-        return _UpcastingParts(parts)
-    return _Parts(parts)
+    name = str(entries.get("_class_name"))
+    if hasattr(getattr(diffusers, name, None), "upcast_vae"):
+        return _UpcastingParts(parts, name)
+    return _Parts(parts, name)
 
 
 class _Parts:
     """Components by name, as much of a pipeline as its traces need."""
 
-    def __init__(self, components: dict[str, Any]) -> None:
+    def __init__(self, components: dict[str, Any], kind: str) -> None:
         self.components = components
+        self.kind = kind
         vae = components.get("vae")
         self.transformer = components.get("transformer")
         blocks = getattr(getattr(vae, "config", None), "block_out_channels", None)

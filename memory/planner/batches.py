@@ -40,6 +40,11 @@ def largest_batch(need: Callable[[int], int], budget: int, most: int = MOST) -> 
     return low
 
 
+def said(largest: int) -> str:
+    """A largest batch for people: of more than ``MOST`` nobody asked."""
+    return f"{largest} or more" if largest >= MOST else str(largest)
+
+
 def split(batch: int, at_once: int) -> list[int]:
     """``batch`` images in as few parts as ``at_once`` allows, about equally large."""
     parts = -(-batch // max(1, at_once))

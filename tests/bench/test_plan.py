@@ -48,9 +48,24 @@ def test_a_budget_is_a_row_and_a_plan(capsys):
     assert found["level"] == "budget"
     assert found["plan"]["fits"]
     assert found["peak_allocated_bytes"] * 1.03 <= whole * 0.6
+    assert found["margin"] == 0.03 and found["margin_source"]
     choices = found["plan"]["choices"]
     assert set(choices) == {"text_encoder", "unet", "vae"}
     assert any(choice["how"] != "resident" or not choice["stays"] for choice in choices.values())
+
+
+def test_what_was_learnt_is_kept_free_and_said(capsys, monkeypatch):
+    from lowtide.memory import kept_free
+
+    budget = planned(capsys)["peak_allocated_bytes"] * 1.05
+    assert planned(capsys, "--budget-gb", str(budget / 2**30))["plan"]["level"] == "none"
+    learnt = kept_free.KeptFree(0.4, "made up here")
+    monkeypatch.setattr(kept_free, "kept_free", lambda models, card: learnt)
+    found = planned(capsys, "--budget-gb", str(budget / 2**30))
+    assert (found["margin"], found["margin_source"]) == (0.4, "made up here")
+    assert found["plan"]["fits"] and found["peak_allocated_bytes"] * 1.4 <= budget
+    assert cli.main([*TINY, "--budget-gb", str(budget / 2**30)]) == 0
+    assert "40.0% of the prediction is kept free: made up here" in capsys.readouterr().out
 
 
 def test_a_budget_everything_fits_is_level_none(capsys):

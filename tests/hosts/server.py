@@ -34,7 +34,11 @@ Figures = dict[str, Any]
 
 
 class Server:
-    """A ComfyUI process. ``device`` is "cpu", "npu" or "cuda" (the last two simulated)."""
+    """A ComfyUI process. ``device`` is "cpu", "npu" or "cuda" (the last two simulated).
+
+    ``profile``: whether its device may be measured between prompts ("on", "off"): tests count what
+    is copied.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class Server:
         folder: str = "lowtide",
         capacity: str = "4G",
         arguments: tuple[str, ...] = (),
+        profile: str = "off",
     ) -> None:
         self.installation = installation
         self.device = device
@@ -52,6 +57,7 @@ class Server:
         self.folder = folder
         self.capacity = capacity
         self.arguments = arguments
+        self.profile = profile
         self.log_path = base / "comfyui.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -102,6 +108,7 @@ class Server:
         own = ("PYTHONPATH", "VIRTUAL_ENV", "LOWTIDE_SIM", "LOWTIDE_SIM_CAPACITY", "LOWTIDE_HOME")
         environment = {k: v for k, v in os.environ.items() if k not in own}
         environment.update(PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1", HF_HUB_OFFLINE="1")
+        environment["LOWTIDE_PROFILE"] = self.profile
         if self.device != "cpu":
             environment.update(
                 PYTHONPATH=str(SIMULATOR_SITE),

@@ -71,6 +71,34 @@ def test_a_budget_is_a_row_of_its_own(server: Server):
     assert found["limit_bytes"] == 1 << 30 and found["fits"] is True
 
 
+def test_the_largest_batch_is_said_where_all_is_known(server: Server):
+    run = server.queue(checked(0.2))
+    assert run.succeeded, run.error
+    found = json.loads(run.text(JSON))
+    largest = found["largest_batch"]
+    assert largest >= 1
+    assert f"The largest batch that is predicted to fit: {largest}" in run.text(TABLE)
+    partly = checked(0.2)
+    del partly[CHECK]["inputs"]["model"]
+    partly["5"]["inputs"]["model"] = ["1", 0]
+    without = server.queue(partly)
+    assert json.loads(without.text(JSON))["largest_batch"] is None, "sampling is not known"
+    assert "largest batch" not in without.text(TABLE)
+
+
+def test_the_example_runs_and_draws_its_chart(server: Server):
+    changes = {
+        "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
+        "EmptyLatentImage": {"width": SIZE, "height": SIZE},
+        "KSampler": {"steps": STEPS},
+    }
+    run = server.queue(graphs.with_inputs(graphs.example("lowtide_fit_check"), changes))
+    assert run.succeeded, run.error
+    assert len(run.outputs["5"]["images"]) == 1, "the chart"
+    assert len(run.outputs["11"]["images"]) == 1
+    assert f"{SIZE} x {SIZE}, batch 1, 20 steps" in run.outputs["4"]["text"][0]
+
+
 def test_it_stops_what_will_not_fit_before_anything_is_computed(server: Server):
     run = server.queue(checked(0.002, "stop"))
     assert not run.succeeded

@@ -168,7 +168,9 @@ def test_the_question_of_a_rescue_is_shown_and_its_answer_taken(server: Server):
 
 def test_example_workflows_are_offered_as_templates(server: Server):
     offered = server.get("/workflow_templates")
-    assert {"lowtide_native", "lowtide_diffusers"} <= set(offered[server.folder])
+    assert {"lowtide_native", "lowtide_diffusers", "lowtide_fit_check"} <= set(
+        offered[server.folder]
+    )
 
 
 def test_the_boot_log_has_no_complaint_of_ours(server: Server):

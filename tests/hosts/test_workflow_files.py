@@ -11,7 +11,7 @@ from lowtide.tests.hosts.server import Server
 
 pytestmark = [pytest.mark.host, pytest.mark.devices("npu")]
 
-STEMS = ("lowtide_native", "lowtide_diffusers")
+STEMS = ("lowtide_native", "lowtide_diffusers", "lowtide_fit_check")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 ANY = "*"
 Workflow = dict[str, Any]
@@ -105,6 +105,12 @@ def test_both_formats_say_the_same(server: Server, stem: str):
         for node_id, node in example(stem).items()
     }
     assert to_api(server.object_info(), workflow(stem)) == api
+
+
+def test_every_example_is_tested_here():
+    assert {path.stem for path in EXAMPLES.glob("*.jpg")} == set(STEMS)
+    graphs = {path.stem.removesuffix("_api") for path in EXAMPLES.glob("*.json")}
+    assert graphs == set(STEMS)
 
 
 @pytest.mark.parametrize("stem", STEMS)

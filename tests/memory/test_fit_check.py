@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +59,33 @@ def test_the_json_has_bytes():
     assert found["limit_bytes"] == BUDGET and found["fits"] is False
     assert [row["need_bytes"] for row in found["rows"]] == [30 * MIB, 18 * MIB, 9 * MIB]
     assert found["rows"][2]["stages"]["decode"]["peak_allocated_bytes"] == 9 * MIB
+
+
+def test_the_largest_batch_is_said_where_it_is_known():
+    found = checked()
+    assert found.to_dict()["largest_batch"] is None and "largest batch" not in found.text()
+    found.largest_batch = 0
+    assert "The largest batch that is predicted to fit: 0" in found.text()
+    assert found.to_dict()["largest_batch"] == 0
+
+
+@pytest.mark.parametrize(
+    ("unknown", "limit", "largest"),
+    [([], 1 << 30, 7), (["the vae cannot be traced"], 1 << 30, None), ([], None, None)],
+)
+def test_the_largest_batch_is_not_said_where_a_part_or_the_limit_is_unknown(
+    monkeypatch: pytest.MonkeyPatch, unknown: list[str], limit: int | None, largest: int | None
+):
+    from lowtide.memory.adapters.comfy import plan_check
+
+    turn = Turn("model", "denoise", made(), Placement())
+    subject = SimpleNamespace(turns=lambda config: [turn])
+    monkeypatch.setattr(plan_check, "known_parts", lambda work, parts: (subject, unknown))
+    monkeypatch.setattr(plan_check, "available", lambda: limit)
+    monkeypatch.setattr(plan_check, "costs", dict)
+    monkeypatch.setattr(plan_check, "largest_batch", lambda *given: 7)
+    found = fit_check._check(None, Work(), 0.0, object(), None, None, None)
+    assert found.largest_batch == largest and len(found.rows) == 4
 
 
 def test_a_refusal_says_what_how_much_and_the_remedy():

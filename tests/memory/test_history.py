@@ -34,6 +34,18 @@ def test_what_was_learnt_is_there_for_the_next_process(tmp_path: Path) -> None:
     assert again.margin(KEY, "denoising", 0.1) < 0.05
 
 
+def test_what_was_predicted_for_a_device_can_be_forgotten(history: History) -> None:
+    other = Key("another", KEY.model, KEY.shapes, KEY.plan, KEY.size)
+    both = [row(key=key, predicted_seconds=1.0, seconds=2.0) for key in (KEY, other)]
+    history.add(both * 5)
+    history.outdate(KEY.gpu)
+    for of in ("bytes", "seconds"):
+        assert history.correction(KEY, "denoising", of=of) == 1.0
+        assert history.correction(other, "denoising", of=of) > 1.1
+    assert [it.measured for it in history.of_model(KEY.gpu, KEY.model)] == [1200] * 5
+    assert history.outcome(KEY, "balanced") == "fits"
+
+
 def test_answers_follow_the_key(history: History) -> None:
     history.add([row(at) for at in range(20)])
     other_gpu = Key("another", KEY.model, KEY.shapes, KEY.plan, KEY.size)

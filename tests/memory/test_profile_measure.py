@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from lowtide.memory import backend, profile_measure
-from lowtide.memory.profile_measure import DeviceProbe, measure
+from lowtide.memory import backend, profile_probe
+from lowtide.memory.profile_measure import measure
+from lowtide.memory.profile_probe import DeviceProbe
 from lowtide.memory.profile_published import assumed
 
 START = assumed("NVIDIA GeForce RTX 3060")
@@ -109,6 +110,34 @@ def test_the_deadline_holds_for_a_device_that_is_slow_in_everything() -> None:
     assert not found.measured and found.bandwidth == START.bandwidth
 
 
+@pytest.mark.parametrize("at", ["copy_in", "copy_on", "multiply", "workspace"])
+def test_it_stops_before_the_next_piece_of_work_where_it_is_halted(at: str) -> None:
+    fake, halted, after = Fake(), threading.Event(), []
+    for name in ("copy_in", "copy_on", "multiply", "workspace"):
+        real = getattr(fake, name)
+
+        def piece(*given: Any, name: str = name, real: Any = real) -> float:
+            if halted.is_set():
+                after.append(name)
+            if name == at:
+                halted.set()
+            return real(*given)
+
+        setattr(fake, name, piece)
+    found = measure(START, lambda: fake, seconds=5, halted=halted.is_set)
+    assert halted.is_set() and fake.closed.is_set() and not found.measured
+    assert after == []
+
+
+def test_no_convolution_takes_longer_than_one_piece_of_work_may() -> None:
+    fake, sizes = Fake(), []
+    fake.multiply = lambda edge: 2 * edge**3 / 1e9  # type: ignore  # a GFLOP/s
+    fake.workspace = lambda channels, edge: sizes.append((channels, edge)) or 0.0  # type: ignore
+    assert measure(START, lambda: fake, longest=0.05).measured
+    assert all(18 * (channels * edge) ** 2 / 1e9 <= 0.05 or edge == 8 for channels, edge in sizes)
+    assert len(sizes) == 3
+
+
 def test_nobody_waits_for_a_device_that_cannot_even_be_opened() -> None:
     release = threading.Event()
 
@@ -180,5 +209,5 @@ def test_scratch_memory_is_what_a_convolution_takes_beside_its_tensors(
         return y
 
     without = probe.workspace(8, 16)
-    monkeypatch.setattr(profile_measure.torch.nn.functional, "conv2d", with_scratch)
+    monkeypatch.setattr(profile_probe.torch.nn.functional, "conv2d", with_scratch)
     assert 2.5 < probe.workspace(8, 16) - without < 3.5

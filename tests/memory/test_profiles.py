@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from lowtide.memory import profile_measure, profiles
+from lowtide.memory import backend, learning, profile_measure, profiles
 from lowtide.memory.device import snapshot
+from lowtide.memory.history_rows import Key, Row
 from lowtide.memory.profile import DeviceProfile
 from lowtide.memory.profile_published import assumed
+from lowtide.memory.run_key import gpu_name
 
 VERSION = str(torch.__version__)
 
@@ -30,7 +32,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Measurements made, by their limit; each gives a profile with made-up figures."""
     found: list[float] = []
 
-    def measure(start: DeviceProfile, probe: Callable[[], Any], *, seconds: float) -> DeviceProfile:
+    def measure(
+        start: DeviceProfile, probe: Callable[[], Any], *, seconds: float = 10.0, **more: Any
+    ) -> DeviceProfile:
         found.append(seconds)
         values = {**start.to_dict(), "flops": 123.0, "measured": seconds > 1, "source": "made up"}
         return DeviceProfile.from_dict(values)
@@ -96,3 +100,57 @@ def test_a_folder_that_cannot_be_written_is_said(
     assert profiles.measured(accelerator.device).flops == 123.0
     assert "measured again by the next process" in caplog.text and "LOWTIDE_HOME" in caplog.text
     assert profiles.measured(accelerator.device).flops == 123.0 and len(counted) == 1
+
+
+@pytest.mark.parametrize("halted", [False, True])
+def test_aside_only_a_whole_measurement_counts(
+    accelerator: Any, counted: list[float], file: Path, halted: bool
+) -> None:
+    device = backend.device_of(accelerator.device)
+    name = snapshot(device).name
+
+    def aside(halted: bool) -> bool:
+        return profiles.measured_aside(device, object, longest=0.1, halted=lambda: halted)
+
+    assert aside(halted) is not halted
+    assert profiles.known(name, VERSION).measured is not halted
+    assert file.exists() is not halted
+    assert aside(False) and len(counted) == 1 + halted, "once measured, never again"
+
+
+def test_aside_half_a_measurement_is_dropped(
+    accelerator: Any, counted: list[float], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = backend.device_of(accelerator.device)
+    monkeypatch.setattr(profile_measure, "measure", lambda start, probe, **more: start)
+    assert not profiles.measured_aside(device, object, longest=0.1, halted=lambda: False)
+    assert profiles.known(snapshot(device).name, VERSION) == assumed(snapshot(device).name)
+    assert not file.exists()
+
+
+def test_what_published_figures_foretold_corrects_nothing_any_more(
+    accelerator: Any, counted: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(learning.SWITCH, raising=False)
+    device = backend.device_of(accelerator.device)
+    key = Key(gpu_name(snapshot(device), VERSION), "model", "shape", "plan", 1)
+    row = Row(key, "denoising", "none", 1.0, predicted=100, measured=200)
+    learning.log(lambda: [row])
+    learning.expect(key, "denoising", 100)
+    profiles.measured(device)
+    assert learning.history().correction(key, "denoising") == 1.0
+    assert learning.expected(key, "denoising") == (None, None)
+    (left,) = learning.history().of_model(key.gpu, "model")
+    assert (left.predicted, left.measured) == (None, 200)
+
+
+@pytest.mark.parametrize(
+    ("word", "may"), [(None, True), ("", True), ("on", True), ("off", False), (" 0 ", False)]
+)
+def test_measuring_unasked_can_be_switched_off(
+    monkeypatch: pytest.MonkeyPatch, word: str | None, may: bool
+) -> None:
+    monkeypatch.delenv("LOWTIDE_PROFILE", raising=False)
+    if word is not None:
+        monkeypatch.setenv("LOWTIDE_PROFILE", word)
+    assert profiles.by_itself() is may

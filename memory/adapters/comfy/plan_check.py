@@ -96,6 +96,27 @@ def smallest_budget(subject: ComfySubject, budget: int, spent: dict[str, Any]) -
         return None
 
 
+def largest_batch(
+    subject: ComfySubject,
+    config: MemoryOptimizationConfig,
+    budget: int | None,
+    limit: int,
+    spent: dict[str, Any],
+) -> int | None:
+    """Images at once within a budget, or else within ``limit`` bytes of the device; ``None`` where
+    no diffusion model is plugged in, or it cannot be said."""
+    from .plan_batches import within_budget, within_device
+
+    if subject.traces.models.model is None:
+        return None
+    try:
+        if budget is not None:
+            return within_budget(subject.traces, config, Limits(budget, margin=0.0))
+        return within_device(subject.traces, config, limit, spent)
+    except LowtideError:
+        return None
+
+
 def _factor(parts: Mapping[str, Any]) -> int:
     """Pixels of an edge for one latent."""
     if parts.get("vae") is not None:

@@ -26,7 +26,7 @@ from ...foresight import Chosen, Foreseen, TooSlow, Unpredicted
 from ...later import planning
 from ...levels import MemoryOptimizationConfig, OptimizationLevel
 from ...verified import Verified
-from . import dynamic, foretold, runs
+from . import dynamic, foretold, profiling, runs
 from .patchers import is_dynamic
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def choose(
     parts = {"model": model, "clip": clip, "vae": vae}
     try:
         if not fastest and _PLANNER not in sys.modules:
-            # Importing what traces takes up to a second, and nothing hangs on it here.
+            # Importing the planner and reading traces takes a while, and nothing hangs on it here.
             raise TooSlow("nothing was predicted in this process yet")
         foresee = _foresight(run, device, parts)
         if fastest:
@@ -150,6 +150,7 @@ def fingerprint(node: str | None) -> str:
 def before_prompt() -> None:
     """A prompt begins: what is left for later waits."""
     _idle.clear()
+    profiling.device.before_prompt()
 
 
 def after_prompt(done: bool) -> None:
@@ -168,16 +169,25 @@ def after_prompt(done: bool) -> None:
         _pending.clear()
     for node, prepare in pending.items():
         planning.do(f"node {node}", prepare)
+    profiling.device.after_prompt(_decide_anew)
 
 
 def forget() -> None:
     """Decide as if nothing had been asked before."""
     _idle.set()
+    profiling.device.forget()
     with _lock:
         _decisions.clear()
         _pending.clear()
         _ran["whole"] = None
     foretold.forget()
+
+
+def _decide_anew() -> None:
+    """The device was measured: a graph that changes is decided on by its own figures."""
+    with _lock:
+        for known in _decisions.values():
+            known.run, known.foreseen, known.ways = None, None, ()
 
 
 def usable(device: torch.device) -> int | None:

@@ -17,7 +17,6 @@ import torch
 
 from ...errors import PipelineLoadError
 from ...planner.header import read_header
-from ...tracing import on_meta
 
 _TYPES = {
     "F64": torch.float64,
@@ -148,6 +147,8 @@ _DEVICES = (
 def _as_on_a_gpu() -> Iterator[None]:
     """ComfyUI makes weights on ``meta``, in the types it would choose for an NVIDIA GPU."""
     import comfy.model_management as mm
+
+    from ...tracing import on_meta
 
     answers: dict[str, Any] = dict.fromkeys(_DEVICES, lambda *_, **__: torch.device("meta"))
     answers |= dict.fromkeys(("should_use_fp16", "should_use_bf16"), lambda *_, **__: True)

@@ -16,6 +16,7 @@ from ...planner.policy import COMFYUI
 from ...planner.predict import Turn
 from ...planner.work import Work
 from ...planner.workflow import Graph, read_graph
+from ...stage_names import DECODING, DENOISING, TEXT_ENCODING
 from ..plan_options import options_of
 from . import plan_models as models
 from .plan_traces import ComfyTraces
@@ -57,6 +58,28 @@ class ComfySubject:
             context_bytes=costs["context_bytes"],
         )
 
+    def images_at_once(self, limits: Limits, _costs: dict[str, Any]) -> int | None:
+        """The largest batch that a budget in the Memory Level Selector holds; ``None`` without one,
+        or without a diffusion model."""
+        if limits.budget is None or self.traces.models.model is None:
+            return None
+        from .plan_batches import within_budget
+
+        return within_budget(self.traces, MemoryOptimizationConfig(), limits)
+
+    def models(self) -> dict[str, str]:
+        """The history's name of the model of each stage."""
+        from .learned import name_of
+
+        found, held = {}, self.traces.models
+        if held.clip is not None:
+            found[TEXT_ENCODING] = name_of(held.clip.patcher, held.clip.cond_stage_model)
+        if held.model is not None:
+            found[DENOISING] = name_of(held.model, held.model.model)
+        if held.vae is not None:
+            found[DECODING] = name_of(held.vae.patcher, held.vae.first_stage_model)
+        return found
+
 
 def comfy_subject(path: Path, work: Work | None, store: TraceCache | None) -> ComfySubject:
     """The models of a safetensors file, or of a graph's loaders.
@@ -67,6 +90,8 @@ def comfy_subject(path: Path, work: Work | None, store: TraceCache | None) -> Co
     Raises:
         ConfigError, PipelineLoadError: a file that is missing or nothing ComfyUI knows.
     """
+    import folder_paths  # noqa: F401  from then on history and profile are ComfyUI's
+
     if path.suffix == ".json":
         graph = read_graph(path)
         found = subject_of(path.name, _of_graph(graph), work or graph.work, store)

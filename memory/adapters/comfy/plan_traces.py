@@ -110,7 +110,7 @@ class ComfyTraces:
     def vae_turn(self, kind: str, config: MemoryOptimizationConfig) -> Turn:
         """The VAE's decode or encode of the run's images under ``config``."""
         asked = self._vae_work(kind, config)
-        turn = self._turn("vae", DECODE, self._vae_trace(asked), config)
+        turn = self._turn("vae", DECODE, self._vae_trace(asked, config), config)
         turn = replace(turn, calls=calls_of(asked, self.work))
         if config.budget_bytes is None or not may_stream(self.models.vae):
             return turn
@@ -135,7 +135,7 @@ class ComfyTraces:
             TargetError: it can't be traced, and why.
         """
         if name == "vae":
-            return self._vae_trace(self._vae_work(DECODE_WORK, config))
+            return self._vae_trace(self._vae_work(DECODE_WORK, config), config)
         record = self._record_clip if name == "clip" else self._record_model
         return self._kept(name, self._question(name), record)
 
@@ -144,7 +144,7 @@ class ComfyTraces:
         most = None if budget is None else vae_room(vae, budget)
         return vae_work(vae, kind, config, self.work, most)
 
-    def _vae_trace(self, asked: VaeWork) -> Trace:
+    def _vae_trace(self, asked: VaeWork, _config: MemoryOptimizationConfig) -> Trace:
         question = {**self._question("vae"), **asked.key()}
         return self._kept("vae", question, lambda: self._record_vae(asked))
 

@@ -14,7 +14,6 @@ import torch
 
 from ...errors import LowtideError, TargetError
 from ...planner.trace import Trace
-from ...tracing import fake_copy, fake_tensor
 from ..versions import version
 from .float8_layer import PARTS, SCALE, Float8Layer
 
@@ -92,6 +91,8 @@ def twin_of(patcher: Any, mode: Any) -> Any:
     Raises:
         TargetError: weights of a kind whose memory is not known (quantised by another package).
     """
+    from ...tracing import fake_copy
+
     with torch.inference_mode(False), torch.no_grad():
         twin: Any = fake_copy(patcher.model, mode, emptied=_FUNCTIONS)
         for name, part in twin.named_modules():
@@ -139,6 +140,8 @@ def _loaded_parts(
 
 def _decode(patcher: Any, name: str, part: Any, mode: Any) -> None:
     """Make a copied layer of codes the layer it was."""
+    from ...tracing import fake_tensor
+
     held = vars(part)
     kind, parameters, buffers = _loaded_parts(patcher, name, part)
     part.__class__ = kind

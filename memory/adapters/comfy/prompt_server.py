@@ -31,6 +31,17 @@ def running() -> bool:
     return bool(getattr(queue, "currently_running", None))
 
 
+def waiting() -> bool:
+    """Whether a prompt waits to be run."""
+    queue = getattr(instance(), "prompt_queue", None)
+    return bool(getattr(queue, "queue", None))
+
+
+def busy() -> bool:
+    """Whether a prompt is being run, or waits to be."""
+    return running() or waiting()
+
+
 def congested() -> bool:
     """Whether messages leave more slowly than they are made."""
     messages = getattr(instance(), "messages", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lowtide.memory.planner.batches import largest_batch, split
+from lowtide.memory.planner.batches import MOST, largest_batch, said, split
 
 
 def asked(need, budget, most=64):
@@ -36,6 +36,11 @@ def test_where_the_need_bends_the_answer_is_exact_too(budget):
 def test_no_more_is_found_than_was_asked_for():
     assert asked(lambda batch: batch, 10**9, 3)[0] == 3
     assert asked(lambda batch: batch, 10**9, 1) == (1, [1])
+
+
+def test_the_most_that_is_asked_for_is_called_so():
+    assert said(asked(lambda batch: batch, 10**9)[0]) == f"{MOST} or more"
+    assert said(0) == "0" and said(MOST - 1) == str(MOST - 1)
 
 
 @pytest.mark.parametrize("batch", range(1, 20))

@@ -64,6 +64,7 @@ PLACES = {
     "turns": ("npu",),
     "questions": ("npu",),
     "histories": ("npu",),
+    "profiling": ("npu", "cuda"),
 }
 
 SECONDS = 600
@@ -89,7 +90,7 @@ class Runner:
     """A process that has ComfyUI imported and runs one file of cases after the other."""
 
     def __init__(self, installation: Installation, place: str) -> None:
-        env = dict(os.environ)
+        env = {**os.environ, "LOWTIDE_PROFILE": "off"}  # cases count what is copied
         if place != "cpu":
             env |= {"PYTHONPATH": str(SITE), "LOWTIDE_SIM": place, "LOWTIDE_SIM_CAPACITY": "4G"}
         self.folder = tempfile.TemporaryDirectory(prefix="lowtide-inside-")
