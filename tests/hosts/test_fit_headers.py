@@ -110,4 +110,13 @@ def test_at_the_level_of_its_own_nodes(fresh: Server, level: str) -> None:
     second = measured(fresh, graph)
     for node, answer in found.items():
         if answer["need"] is not None:
-            print(level, node, answer["need"], first[node], second[node], answer["need"]/max(1,first[node])-1, answer["need"]/max(1,second[node])-1, answer["why"])
+            print(
+                level,
+                node,
+                answer["need"],
+                first[node],
+                second[node],
+                answer["need"] / max(1, first[node]) - 1,
+                answer["need"] / max(1, second[node]) - 1,
+                answer["why"],
+            )

@@ -119,6 +119,8 @@ class Predictions:
 
     def _answered(self, question: Question) -> _Kept | None:
         try:
+            if _not_now() is not None:  # since it was asked
+                return None
             answer = self._ask(question, prompt_server.running)
             return _Kept(answer, "", time.monotonic())
         except plan_process.GivenUp:

@@ -175,12 +175,12 @@ class _Reading:
         return list(dict.fromkeys((*found, *texts)))
 
     def _prompt(self, sampler: str, name: str) -> str:
-        link = links(self.graph[sampler]).get(name)
+        link, kind = links(self.graph[sampler]).get(name), "nothing"
         for _ in range(_MOST):
             node = None if link is None else self.graph.get(link[0])
-            kind = "nothing" if node is None else self._class(node)
             if node is None or link is None:
                 break
+            kind = self._class(node)
             if JUDGED.get(kind) == ENCODE:
                 return link[0]
             if not kind.startswith(_FREE):
@@ -197,12 +197,12 @@ class _Reading:
 
     def _loader(self, node: str, part: str) -> Loaded:
         """The files behind a node's input of that name."""
-        link = links(self.graph[node]).get(part)
+        link, kind = links(self.graph[node]).get(part), "nothing"
         for _ in range(_MOST):
             found = None if link is None else self.graph.get(link[0])
-            kind = "nothing" if found is None else self._class(found)
             if found is None or link is None:
                 break
+            kind = self._class(found)
             if kind in _LOADERS[part]:
                 return self._files(found, kind, part, link)
             if kind == OPTIMIZE:
