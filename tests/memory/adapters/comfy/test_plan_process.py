@@ -54,7 +54,7 @@ def test_it_sees_no_gpu_and_no_command_line_and_yields_to_others(
         "raise SystemExit(3)\n"
     )
     home = tmp_path / "home"
-    with pytest.raises(LowtideError, match="failed .code 3.; ComfyUI's log says why"):
+    with pytest.raises(LowtideError, match=r"failed \(code 3\); ComfyUI's log says why"):
         plan_process.ask(question(comfyui(tmp_path, source)), home, lambda: False)
     said = caplog.text.partition("STARTED ")[2].splitlines()[0]
     assert said == f"['', '', '{home}'] ['-c'] {os.nice(0) + 10}"
@@ -94,7 +94,7 @@ def test_an_answer_that_is_none_is_said_to_be(
         caplog.clear()
     refused = [sys.executable, "-c", """print('{"refused": "no"}')"""]
     monkeypatch.setattr(plan_process, "command", lambda _module: refused)
-    with pytest.raises(LowtideError, match="^no$"):
+    with pytest.raises(LowtideError, match=r"^no$"):
         plan_process.ask({}, tmp_path, lambda: False)
     monkeypatch.setattr(plan_process, "command", lambda _module: ["/nowhere/python"])
     with pytest.raises(LowtideError, match="cannot be started"):
