@@ -13,7 +13,13 @@ from lowtide.memory.profile_published import assumed
 from lowtide.memory.profiles import NAME, key_of
 from lowtide.tests.hosts import graphs
 from lowtide.tests.hosts.comfyui import Installation
-from lowtide.tests.hosts.fixtures import CAPACITY, CHECKPOINT, FOLDER, place_models
+from lowtide.tests.hosts.fixtures import (
+    CAPACITY,
+    CHECKPOINT,
+    CHECKPOINT_KL,
+    FOLDER,
+    place_models,
+)
 from lowtide.tests.hosts.overlay import ask, state
 from lowtide.tests.hosts.server import Graph, Server
 
@@ -111,15 +117,16 @@ def test_at_the_level_of_the_next_run(fresh: Server, level: str) -> None:
 
 
 def test_nothing_of_it_is_beside_a_running_prompt(fresh: Server) -> None:
-    asked = graphs.stock(CHECKPOINT, size=320)
-    assert ask(fresh, "fit", prompt=asked)["pending"] > 0
+    asked = graphs.stock(CHECKPOINT_KL, size=192)
+    first = ask(fresh, "fit", prompt=asked)
+    assert first["pending"] > 0, first
     until = time.monotonic() + 20
     while not children(fresh):
         assert time.monotonic() < until
         time.sleep(0.05)
     prompt = fresh.submit(graphs.stock(CHECKPOINT, size=64, steps=2000, seed=9))
     fresh.wait_running("5", 1)
-    assert children(fresh) == []
+    assert children(fresh) == [], "ended when the prompt began"
     found = ask(fresh, "fit", prompt=asked)
     assert found["pending"] == 0 and found["nodes"]["5"]["need"] is None
     assert "a prompt is running" in found["nodes"]["5"]["why"]
