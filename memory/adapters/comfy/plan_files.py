@@ -103,9 +103,7 @@ def _loaded(parts: dict[str, Any], left_out: dict[str, str]) -> plan_models.Mode
         files = [Path(name) for name in source["files"]]
         with _leaving_out(part, left_out):
             if source["kind"] == "checkpoint":
-                if files[0] not in checkpoints:
-                    checkpoints[files[0]] = plan_models.from_checkpoint(files[0])
-                made = getattr(checkpoints[files[0]], part)
+                made = getattr(_checkpoint(files[0], checkpoints), part)
             elif part == "model":
                 made = plan_models.diffusion_model(files[0], source["type"])
             elif part == "clip":
@@ -116,6 +114,19 @@ def _loaded(parts: dict[str, Any], left_out: dict[str, str]) -> plan_models.Mode
                 raise PipelineLoadError(f"there is no {part.upper()} in {files[0].name}")
             setattr(found, part, made)
     return found
+
+
+def _checkpoint(file: Path, known: dict[Path, plan_models.Models | LowtideError]) -> Any:
+    """What a checkpoint holds; one that cannot be loaded is tried once."""
+    if file not in known:
+        try:
+            known[file] = plan_models.from_checkpoint(file)
+        except LowtideError as error:
+            known[file] = error
+    made = known[file]
+    if isinstance(made, LowtideError):
+        raise made
+    return made
 
 
 @contextlib.contextmanager
