@@ -13,6 +13,7 @@ from lowtide.memory.profile_published import assumed
 from lowtide.memory.profiles import NAME, key_of
 from lowtide.tests.hosts import graphs
 from lowtide.tests.hosts.comfyui import Installation
+from lowtide.tests.hosts.finished import Run
 from lowtide.tests.hosts.fixtures import (
     CAPACITY,
     CHECKPOINT,
@@ -69,9 +70,14 @@ def settled(server: Server, graph: Graph) -> dict[str, Any]:
     return found["nodes"]
 
 
-def measured(server: Server, graph: Graph) -> dict[str, int]:
+def ran(server: Server, graph: Graph) -> Run:
     run = server.queue(graph)
     assert run.succeeded, run.error
+    return run
+
+
+def measured(server: Server) -> dict[str, int]:
+    """Node -> peak in the last run."""
     return {it["node"]: it["peak_allocated"] for it in state(server)["runs"][-1]["nodes"]}
 
 
@@ -90,7 +96,8 @@ def test_a_graph_is_predicted_before_anything_is_loaded(fresh: Server) -> None:
     assert "being predicted" in first["nodes"]["5"]["why"]
     found = settled(fresh, graph)
     assert fresh.counters()["models"] == []
-    peaks = measured(fresh, graph)
+    ran(fresh, graph)
+    peaks = measured(fresh)
     for node, what in JUDGED.items():
         assert found[node]["why"].startswith(f"predicted for {what} from the headers"), found[node]
         assert "without Lowtide" in found[node]["why"] and found[node]["fits"] is True
@@ -106,7 +113,8 @@ def test_at_the_level_of_the_next_run(fresh: Server, level: str) -> None:
     if level != "auto":
         ask(fresh, "next", level=level, budget_gb=None)
     found = settled(fresh, graph)
-    peaks = measured(fresh, graph)
+    report = ran(fresh, graph).text(graphs.REPORT)
+    peaks = measured(fresh)
     judged = {node: it for node, it in found.items() if it["why"].startswith("predicted")}
     assert len(judged) == 4
     for node, answer in judged.items():
@@ -114,6 +122,8 @@ def test_at_the_level_of_the_next_run(fresh: Server, level: str) -> None:
         assert f"at level {'none' if level == 'auto' else level}" in answer["why"], answer
         near = pytest.approx(peaks[node], rel=ALIKE)
         assert answer["need"] == near, (graph[node]["class_type"], answer, peaks[node])
+    if level == "auto":
+        assert "is the fastest plan that fits" in report, "the run met the check's traces"
 
 
 def test_nothing_of_it_is_beside_a_running_prompt(fresh: Server) -> None:

@@ -98,7 +98,8 @@ def answer_to(question: dict[str, Any]) -> dict[str, Any]:
 
 def _loaded(parts: dict[str, Any], left_out: dict[str, str]) -> plan_models.Models:
     """The models of the files, on ``meta``; a checkpoint that several are of is read once."""
-    found, checkpoints = plan_models.Models(), {}
+    found = plan_models.Models()
+    checkpoints: dict[Path, plan_models.Models | LowtideError] = {}
     for part, source in parts.items():
         files = [Path(name) for name in source["files"]]
         with _leaving_out(part, left_out):
