@@ -67,7 +67,6 @@ def check(graph: Mapping[str, Any]) -> dict[str, Any]:
     """
     free, level = available(), _level(graph)
     named = signatures(graph, setting_of(graph, override.next_runs()))
-    graph = dict(graph)  # what is found out about it once is kept for this check only
     nodes, pending = {}, 0
     try:
         for node in graph:

@@ -130,7 +130,18 @@ def test_it_ends_with_its_parent(tmp_path: Path, how: str) -> None:
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     assert psutil.pid_exists(child)
-    if how == "is killed":
-        parent.send_signal(signal.SIGKILL)
-    assert parent.wait(20) == (0 if how == "ends" else -signal.SIGKILL)
-    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie")
+    try:
+        if how == "is killed":
+            parent.send_signal(signal.SIGKILL)
+        assert parent.wait(20) == (0 if how == "ends" else -signal.SIGKILL)
+        until(lambda: gone(child))
+    finally:
+        if not gone(child):
+            os.kill(child, signal.SIGKILL)
+
+
+def gone(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
