@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -16,6 +17,8 @@ import comfy.cli_args
 import comfy.model_management as mm
 import folder_paths
 import torch
+from comfy_execution.caching import CacheKeySetID, HierarchicalCache
+from lowtide.memory.adapters.comfy import visits
 from lowtide.memory.adapters.comfy.overlay import fit, headers
 from lowtide.memory.adapters.comfy.overlay.question import Question, question_of
 from lowtide.memory.adapters.comfy.plan_precision import Precision
@@ -196,3 +199,8 @@ def case_a_check_counts_what_is_pending_and_then_has_its_figures() -> None:
         gone = fit.check(graph("no.safetensors"))["nodes"]
         assert all("it loads no.safetensors" in gone[it]["why"] for it in "256")
         assert gone["1"]["why"] == fit._UNKNOWN
+
+
+def case_a_cache_that_was_emptied_knows_no_outputs() -> None:
+    emptied = SimpleNamespace(outputs=HierarchicalCache(CacheKeySetID))
+    assert visits.outputs_of(emptied, "1") is None
