@@ -23,6 +23,7 @@ from lowtide.tests.hosts.fixtures import (
 )
 from lowtide.tests.hosts.overlay import ask, state
 from lowtide.tests.hosts.server import Graph, Server
+from safetensors.numpy import load_file, save_file
 
 pytestmark = pytest.mark.host
 
@@ -124,6 +125,34 @@ def test_at_the_level_of_the_next_run(fresh: Server, level: str) -> None:
         assert answer["need"] == near, (graph[node]["class_type"], answer, peaks[node])
     if level == "auto":
         assert "is the fastest plan that fits" in report, "the run met the check's traces"
+
+
+def test_files_of_their_own(fresh: Server) -> None:
+    models = fresh.base / "models"
+    weights = load_file(models / "checkpoints" / CHECKPOINT)
+    for folder, prefix, removed in (
+        ("diffusion_models", "model.diffusion_model.", ""),
+        ("text_encoders", "cond_stage_model.transformer.", "cond_stage_model.transformer."),
+        ("vae", "first_stage_model.", "first_stage_model."),
+    ):
+        (models / folder).mkdir(exist_ok=True)
+        part = {name.removeprefix(removed): it for name, it in weights.items() if prefix in name}
+        save_file(part, models / folder / "part.safetensors")
+    graph = graphs.stock(CHECKPOINT, size=160)
+    for node, kind, inputs in (
+        ("1", "UNETLoader", {"unet_name": "part.safetensors", "weight_dtype": "fp8_e4m3fn"}),
+        ("8", "CLIPLoader", {"clip_name": "part.safetensors", "type": "stable_diffusion"}),
+        ("9", "VAELoader", {"vae_name": "part.safetensors"}),
+    ):
+        graph[node] = {"class_type": kind, "inputs": inputs}
+    for node, link in (("2", "8"), ("3", "8"), ("6", "9")):
+        graph[node]["inputs"]["vae" if node == "6" else "clip"] = [link, 0]
+    found = settled(fresh, graph)
+    ran(fresh, graph)
+    peaks = measured(fresh)
+    for node in JUDGED:
+        assert "from the headers of its files" in found[node]["why"], found[node]
+        assert found[node]["need"] == pytest.approx(peaks[node], rel=ALIKE), (node, found, peaks)
 
 
 def test_nothing_of_it_is_beside_a_running_prompt(fresh: Server) -> None:
