@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..memory import backend
+from ..memory import backend, child
 from ..memory.errors import ConfigError
 from ..memory.levels import OptimizationLevel
-from . import child, places
+from . import places
 from .measure import Row
 from .models import Model
 from .peer_row import LEVEL

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..memory.adapters.quiet import silence_libraries
+from ..memory.child import command
 from ..memory.errors import ConfigError
 from ..memory.levels import (
     CHOSEN_FOR_YOU,
@@ -21,7 +22,6 @@ from ..memory.levels import (
 )
 from ..memory.plan import DEFAULT_CARD, DEFAULT_SIZE, SIZES, profile_of
 from ..memory.units import gb_to_bytes
-from .child import command
 
 _PYTHONS = ("bin/python", "Scripts/python.exe")
 LEVELS = ("none", "balanced", "aggressive", "ultra")

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from .errors import BudgetError, ConfigError
-from .levels import MemoryOptimizationConfig, OptimizationLevel
+from .levels import CHOSEN_FOR_YOU, MemoryOptimizationConfig, OptimizationLevel, selected
 from .units import format_bytes, gb_to_bytes
 
 if TYPE_CHECKING:
@@ -42,6 +42,24 @@ def budget_of(budget_gb: float, found: DeviceSnapshot) -> int | None:
             f"a budget of {budget_gb} GB is less than one byte; give more, or 0 for no budget"
         )
     return budget
+
+
+def config_of(
+    level: str, budget_gb: float, cleanup: str, found: DeviceSnapshot
+) -> MemoryOptimizationConfig:
+    """The configuration that the widgets stand for on a device.
+
+    Raises:
+        ConfigError: an unknown level or policy, or a budget that is no amount.
+        BudgetError: a budget larger than the device.
+    """
+    parsed = selected(level)
+    budget = budget_of(budget_gb, found)
+    if parsed in CHOSEN_FOR_YOU:
+        config = MemoryOptimizationConfig.auto(found, requested_level=parsed)
+    else:
+        config = MemoryOptimizationConfig.from_level(parsed)
+    return config.replace(budget_bytes=budget, cleanup=cleanup)
 
 
 def describe(config: MemoryOptimizationConfig, found: DeviceSnapshot) -> str:

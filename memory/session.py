@@ -16,7 +16,7 @@ from . import override, selection
 from .adjust import adjust, check_config
 from .automatic import resolve_level
 from .errors import ConfigError
-from .levels import CHOSEN_FOR_YOU, SELECTOR, MemoryOptimizationConfig, selected
+from .levels import SELECTOR, MemoryOptimizationConfig, selected
 from .rescue import CHOICES
 from .settings import ATTENTION_KINDS
 
@@ -63,14 +63,9 @@ def choose(
     if rescue not in CHOICES:
         raise ConfigError(f"unknown rescue {rescue!r}; choose one of: {', '.join(CHOICES)}")
     level, budget_gb, instead = override.instead_of(level, budget_gb)
-    parsed = selected(level)
+    selected(level)
     found = _detect()
-    budget = selection.budget_of(budget_gb, found)
-    if parsed in CHOSEN_FOR_YOU:
-        config = MemoryOptimizationConfig.auto(found, requested_level=parsed)
-    else:
-        config = MemoryOptimizationConfig.from_level(parsed)
-    config = config.replace(budget_bytes=budget, cleanup=cleanup)
+    config = selection.config_of(level, budget_gb, cleanup, found)
     said = [
         selection.describe(config, found),
         f"Rescue: {_RESCUES[rescue]}",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from lowtide.bench import budgets, cli
-from lowtide.bench.child import command
+from lowtide.memory.child import command
 
 COUNT = 12
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from lowtide.bench import child, peer_setups, peers
+from lowtide.bench import peer_setups, peers
 from lowtide.bench.measure import Row
 from lowtide.bench.models import model_of
+from lowtide.memory import child
 from lowtide.memory.levels import OptimizationLevel
 from lowtide.memory.units import MIB
 

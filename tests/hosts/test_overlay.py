@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from lowtide.memory.adapters.comfy.overlay.news import HOST_STEP
 from lowtide.tests.hosts import graphs
 from lowtide.tests.hosts.fixtures import CHECKPOINT
 from lowtide.tests.hosts.overlay import ask, refusal, state, submit
@@ -112,14 +115,21 @@ def test_samples_come_no_more_often_than_allowed_and_to_all(overlay: Server) -> 
         assert not tab.of("lowtide.sample")[-1]["running"]
 
 
+def _moved(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    far = (abs(value - other["host"][name]) >= HOST_STEP for name, value in one["host"].items())
+    return one["devices"] != other["devices"] or any(far)
+
+
 def test_a_page_at_rest_is_left_in_peace(overlay: Server) -> None:
     state(overlay)
     with Tab(overlay, "watching") as tab:
         tab.wait("lowtide.sample")
-        time.sleep(3)
-        before = len(tab.of("lowtide.sample"))
+        time.sleep(3)  # a sample may be the first that somebody else was sent
+        before = len(tab.of("lowtide.sample")) - 1
         time.sleep(6)
-        assert len(tab.of("lowtide.sample")) - before <= 3, "six beats, and nothing happens"
+        told = tab.of("lowtide.sample")[before:]
+        # Other programs may move the host's RAM all the time: nothing is sent that says nothing.
+        assert all(_moved(*pair) for pair in itertools.pairwise(told)), told
 
 
 def test_a_tab_that_comes_late_sees_the_run_that_is_running(overlay: Server) -> None:

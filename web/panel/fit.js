@@ -9,6 +9,10 @@ export const fit = {
 
   data: ({ fit: check }) => check.result,
 
+  summary({ fit: check }) {
+    return check.result?.pending ? t("fit.predicting", { count: check.result.pending }) : "";
+  },
+
   table({ app, fit: check }) {
     const columns = ["node", "need", "free", "verdict", "why", "remedy"];
     const entries = Object.entries(check.result?.nodes ?? {});

@@ -15,7 +15,7 @@ from ...planner.scaled import scaled
 from ...planner.trace import Trace
 from ...planner.work import Work
 from .plan_budget import may_stream, peak_of, streamed
-from .plan_traces import ComfyTraces, loader_here
+from .plan_traces import ComfyTraces
 from .plan_vae import DECODE_WORK, VaeWork
 
 
@@ -41,6 +41,7 @@ class BatchTraces(ComfyTraces):
             traces.store,
             traces.attention,
             traces.workspace_factor,
+            traces.loader,
             traces.work.batch,
             {traces.work: traces},
         )
@@ -61,7 +62,7 @@ class BatchTraces(ComfyTraces):
 
     def lean(self, config: MemoryOptimizationConfig) -> list[Turn]:
         """What the models do with nothing resident that can be streamed, one cond at a time."""
-        loader, found = loader_here(), []
+        loader, found = self._loader, []
         if self.models.clip is not None:
             turn = self._turn("clip", ENCODE, self.trace("clip", config), config)
             found.append(self.following(streamed(turn, loader)))
@@ -110,7 +111,12 @@ class BatchTraces(ComfyTraces):
         work = replace(self.work, batch=batch)
         if work not in self.recorded:
             self.recorded[work] = ComfyTraces(
-                self.models, work, self.store, self.attention, self.workspace_factor
+                self.models,
+                work,
+                self.store,
+                self.attention,
+                self.workspace_factor,
+                self.loader,
             )
         return self.recorded[work]
 

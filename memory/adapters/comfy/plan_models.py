@@ -2,7 +2,7 @@
 
 In a running ComfyUI loaded models are planned as they are (``plan_traces``). Without one, a process
 of ComfyUI's own Python imports it for the CPU; what depends on the device's precision is answered
-as an NVIDIA GPU would, for the length of the loading only.
+as an NVIDIA GPU would, or the device it is told of, for the length of the loading only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from ...errors import PipelineLoadError
 from ...planner.header import read_header
+from .plan_precision import Precision
 
 _TYPES = {
     "F64": torch.float64,
@@ -33,6 +34,9 @@ _TYPES = {
     "BOOL": torch.bool,
 }
 
+_STORED = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+"""Types that Load Diffusion Model can be asked to store in."""
+
 
 @dataclass
 class Models:
@@ -43,12 +47,20 @@ class Models:
     vae: Any = None
 
 
-def prepare(folder: Path | None = None) -> None:
+_told = {"precision": Precision()}
+
+
+def prepare(folder: Path | None = None, precision: Precision | None = None) -> None:
     """Import ComfyUI for planning; ``folder`` is where it is, if it can't be imported yet.
 
     Only for a process that plans and does nothing else: it is told that there is no GPU.
+
+    Args:
+        precision: of the device that is planned for; ``None`` = an NVIDIA GPU.
     """
     import sys
+
+    _told["precision"] = precision or Precision()
 
     if folder is not None and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -57,6 +69,7 @@ def prepare(folder: Path | None = None) -> None:
 
         comfy.cli_args.args.cpu = True
         comfy.cli_args.args.use_pytorch_cross_attention = True
+        _told["precision"].set_flags(comfy.cli_args.args)
     import comfy.model_management
 
 
@@ -96,8 +109,11 @@ def from_checkpoint(path: Path) -> Models:
     return Models(*found[:3])
 
 
-def diffusion_model(path: Path) -> Any:
+def diffusion_model(path: Path, weight_dtype: str = "default") -> Any:
     """The MODEL in a file of a diffusion model alone (Load Diffusion Model).
+
+    Args:
+        weight_dtype: as that node has it.
 
     Raises:
         PipelineLoadError: as :func:`from_checkpoint`.
@@ -105,8 +121,13 @@ def diffusion_model(path: Path) -> Any:
     import comfy.sd
 
     state = meta_state(path)
+    options: dict[str, Any] = {}
+    if weight_dtype in _STORED:
+        options["dtype"] = _STORED[weight_dtype]
+    elif weight_dtype != "default":
+        raise PipelineLoadError(f"what a model takes at weight_dtype {weight_dtype} is not known")
     with _as_on_a_gpu():
-        found = comfy.sd.load_diffusion_model_state_dict(state)
+        found = comfy.sd.load_diffusion_model_state_dict(state, model_options=options)
     if found is None:
         raise PipelineLoadError(f"ComfyUI does not know what {path.name} is")
     return found
@@ -145,13 +166,13 @@ _DEVICES = (
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
-    """ComfyUI makes weights on ``meta``, in the types it would choose for an NVIDIA GPU."""
+    """ComfyUI makes weights on ``meta``, in the types that the device planned for gets."""
     import comfy.model_management as mm
 
     from ...tracing import on_meta
 
     answers: dict[str, Any] = dict.fromkeys(_DEVICES, lambda *_, **__: torch.device("meta"))
-    answers |= dict.fromkeys(("should_use_fp16", "should_use_bf16"), lambda *_, **__: True)
+    answers |= _told["precision"].answers()
     answers["load_models_gpu"] = lambda *_, **__: None
     answers["get_free_memory"] = lambda *_, **__: 1 << 40
     kept = {name: getattr(mm, name) for name in answers if hasattr(mm, name)}

@@ -50,6 +50,8 @@ class ComfyTraces:
     store: TraceCache | None = None
     attention: str = "fused"
     workspace_factor: float = 1.0
+    loader: Loader | None = None
+    """How weights are streamed; ``None`` = as in this process."""
 
     def __post_init__(self) -> None:
         self._traces: dict[str, Trace] = {}
@@ -62,6 +64,10 @@ class ComfyTraces:
             return self.work.guided
         config = getattr(self.models.model.model.model_config, "unet_config", {})
         return self.work.guided and not config.get("guidance_embed", False)
+
+    @property
+    def _loader(self) -> Loader:
+        return self.loader or loader_here()
 
     def turns(self, config: MemoryOptimizationConfig) -> list[Turn]:
         """What the models do under ``config``, in order; under its budget, as it settles."""
@@ -80,7 +86,7 @@ class ComfyTraces:
         if config.budget_bytes is None or turn.placement.streams:
             return self.following(turn)
         turn = replace(turn, on_host=self._follows_its_weights())
-        return whole_or_streamed(turn, config.budget_bytes, loader_here(), self.workspace_factor)
+        return whole_or_streamed(turn, config.budget_bytes, self._loader, self.workspace_factor)
 
     def following(self, turn: Turn) -> Turn:
         """A text encoder's turn, on the host where its weights are and it computes there."""
@@ -98,7 +104,7 @@ class ComfyTraces:
         patcher = self.models.model
         start = start_of(patcher, self._latent(patcher.model), config.budget_bytes)
         return sampling_turn(
-            options, config.budget_bytes, loader_here(), start, self.workspace_factor
+            options, config.budget_bytes, self._loader, start, self.workspace_factor
         )
 
     def _sampled(self, config: MemoryOptimizationConfig) -> Turn:
@@ -116,7 +122,7 @@ class ComfyTraces:
             return turn
         estimate = vae_estimate(asked)
         factor = self.workspace_factor
-        return whole_or_streamed(turn, config.budget_bytes, loader_here(), factor, estimate)
+        return whole_or_streamed(turn, config.budget_bytes, self._loader, factor, estimate)
 
     def _follows_its_weights(self) -> bool:
         parts = self.models.clip.cond_stage_model.modules()
@@ -124,7 +130,7 @@ class ComfyTraces:
 
     def _turn(self, name: str, stage: str, trace: Trace, config: MemoryOptimizationConfig) -> Turn:
         placement = placement_for(
-            config, COMFYUI, stage, trace, coded=_in_blocks(trace), loader=loader_here()
+            config, COMFYUI, stage, trace, coded=_in_blocks(trace), loader=self._loader
         )
         return Turn(name, stage, trace, placement, empties=True)
 

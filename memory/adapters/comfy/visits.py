@@ -41,6 +41,8 @@ def visit(executor: Any, registry: Any, node: str, prompt_id: str) -> None:
 
 def outputs_of(caches: Any, node: str) -> list[Any] | None:
     """A node's outputs as the cache keeps them, a list of values each; ``None`` if it has none."""
+    if not getattr(caches.outputs, "initialized", True):
+        return None  # it was emptied, and no prompt has run since
     if hasattr(caches.outputs, "get_local"):
         entry = caches.outputs.get_local(node)
         return None if entry is None else entry.outputs

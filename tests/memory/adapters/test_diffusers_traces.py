@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from lowtide.bench.child import command
 from lowtide.memory.adapters.diffusers_traces import PipelineTraces
 from lowtide.memory.adapters.synthetic import build, run
+from lowtide.memory.child import command
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.optimizer import MemoryOptimizer
 from lowtide.memory.planner.cache import TraceCache

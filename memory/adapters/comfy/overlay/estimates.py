@@ -14,6 +14,7 @@ import torch
 from ....units import format_bytes
 from .. import executor, visits
 from ..patchers import residency_of
+from .answers import Found
 from .nodes_measured import last_signatures
 from .signature import Graph, links, well_formed
 
@@ -21,8 +22,6 @@ logger = logging.getLogger("lowtide")
 
 _BACK = 64
 """Nodes that are walked back from a sampler to the one that says how large its image is."""
-
-Found = tuple[int, str]
 
 
 def estimate(graph: Graph, node: str, named: Mapping[str, str]) -> Found | None:

@@ -1,7 +1,8 @@
 """Whether a graph's nodes would fit what is free now, and where the figures are from.
 
 A :data:`Source` says what one node of a graph would take. They are asked in order, the surest
-first, and the first that knows is believed; a node nobody knows is said to be unknown.
+first, and the first that knows is believed; a node nobody knows is said to be unknown. Predictions
+that are not ready yet are counted: whoever asked asks again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from ....device import snapshot
 from ....levels import OptimizationLevel
 from ....units import format_bytes
 from .. import dynamic
-from . import estimates, nodes_measured, planned, tidy
+from . import estimates, headers, nodes_measured, planned, tidy
+from .answers import Found, Unknown
 from .signature import Graph, signatures, well_formed
 
 _SELECTOR = "LowtideMemoryLevelSelector"
@@ -40,18 +42,24 @@ class Figure:
     why: str
 
 
-Source = Callable[[Graph, str, Mapping[str, str]], "tuple[int, str] | None"]
+Source = Callable[[Graph, str, Mapping[str, str]], "Found | Unknown | None"]
 """From a graph, a node's id and the signatures of all nodes to the bytes needed and their origin.
 
 ``None`` = it does not know. Called from a thread of the server, while a prompt may be running.
 """
 
-SOURCES: list[Source] = [nodes_measured.known, planned.predicted, estimates.estimate]
+SOURCES: list[Source] = [
+    nodes_measured.known,
+    planned.predicted,
+    headers.predicted,
+    estimates.estimate,
+]
 """Asked in this order."""
 
 
 def check(graph: Mapping[str, Any]) -> dict[str, Any]:
     """Per node ``need``, ``free``, ``fits``, ``why`` and ``remedy``, and whether all of it fits.
+    ``pending``: of how many nodes something better will be known soon.
 
     ``fits`` is ``None`` where it is not known; of the graph: False if a node does not fit, else
     ``None`` if one is unknown. ``free`` is what the process could have: what is free, and what its
@@ -59,10 +67,17 @@ def check(graph: Mapping[str, Any]) -> dict[str, Any]:
     """
     free, level = available(), _level(graph)
     named = signatures(graph, setting_of(graph, override.next_runs()))
-    nodes = {node: _node(graph, node, named, free, level) for node in graph}
+    nodes, pending = {}, 0
+    try:
+        for node in graph:
+            figure, unknown = _asked(graph, node, named)
+            nodes[tidy.line(node)] = _answer(graph[node], figure, unknown, free, level)
+            pending += any(it.pending for it in unknown)
+    finally:
+        headers.done()
     said = {answer["fits"] for answer in nodes.values()}
     fits = False if False in said else None if None in said else True
-    return {"nodes": {tidy.line(node): answer for node, answer in nodes.items()}, "fits": fits}
+    return {"nodes": nodes, "fits": fits, "pending": pending}
 
 
 def available() -> int | None:
@@ -82,16 +97,16 @@ def setting_of(graph: Mapping[str, Any], wanted: override.Override) -> str:
     return wanted.text() if has_one and wanted else ""
 
 
-def _node(
-    graph: Mapping[str, Any],
-    node: str,
-    named: Mapping[str, str],
+def _answer(
+    node: Any,
+    figure: Figure | None,
+    unknown: list[Unknown],
     free: int | None,
     level: str | None,
 ) -> dict[str, Any]:
-    figure = _figure(graph, node, named)
     if figure is None:
-        why = _UNKNOWN if well_formed(graph[node]) else "it is no node: it has no class or inputs"
+        why = _UNKNOWN if well_formed(node) else "it is no node: it has no class or inputs"
+        why = next((it.why for it in unknown if it.why), why)
         return {"need": None, "free": free, "fits": None, "why": why, "remedy": None}
     fits = None if free is None else figure.need <= free
     remedy = None
@@ -100,14 +115,20 @@ def _node(
     return {"need": figure.need, "free": free, "fits": fits, "why": figure.why, "remedy": remedy}
 
 
-def _figure(graph: Mapping[str, Any], node: str, named: Mapping[str, str]) -> Figure | None:
+def _asked(
+    graph: Graph, node: str, named: Mapping[str, str]
+) -> tuple[Figure | None, list[Unknown]]:
+    """The first source's figure, and what those before it said instead."""
+    unknown: list[Unknown] = []
     if node not in named:
-        return None
+        return None, unknown
     for source in SOURCES:
         found = source(graph, node, named)
-        if found is not None:
-            return Figure(*found)
-    return None
+        if isinstance(found, Unknown):
+            unknown.append(found)
+        elif found is not None:
+            return Figure(*found), unknown
+    return None, unknown
 
 
 def _level(graph: Mapping[str, Any]) -> str | None:

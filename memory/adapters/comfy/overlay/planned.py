@@ -24,6 +24,7 @@ from ....planner.predict import Turn, predict
 from ....planner.work import Work
 from ....units import format_bytes
 from ... import comfy
+from .answers import Found, Unknown
 from .estimates import cached, latent_shape
 from .signature import Graph, links
 
@@ -34,15 +35,15 @@ PATIENCE = 0.25
 MOST = 500
 """Predictions remembered; those asked for longest ago are forgotten first."""
 
-Found = tuple[int, str]
+_PENDING = Unknown("it is being predicted", pending=True)
 
 _lock = threading.Lock()
 _asked: OrderedDict[str, Future[Found | None]] = OrderedDict()
 _thread: ThreadPoolExecutor | None = None
 
 
-def predicted(graph: Graph, node: str, named: Mapping[str, str]) -> Found | None:
-    """Bytes at the node's peak, its weights included; ``None`` where it can't be said, or not yet.
+def predicted(graph: Graph, node: str, named: Mapping[str, str]) -> Found | Unknown | None:
+    """Bytes at the node's peak, its weights included; ``None`` where it can't be said.
 
     For samplers, text encoders, and decoding and encoding of VAEs.
     """
@@ -57,7 +58,7 @@ def predicted(graph: Graph, node: str, named: Mapping[str, str]) -> Found | None
             future = _begin(key, job)
         return future.result(timeout=PATIENCE)
     except Late:
-        return None
+        return _PENDING
     except Exception:  # a foreign model may lack whatever is asked of it
         logger.debug("no prediction for node %s", node, exc_info=True)
         return None

@@ -42,6 +42,7 @@ PLACES = {
     "overlay_rows": ("npu", "cuda"),
     "overlay_messages": ("npu", "cuda"),
     "overlay_fit": ("npu", "cuda"),
+    "overlay_headers": ("npu",),
     "receipts": ("npu",),
     "swallowed": ("npu",),
     "pages": ("npu",),

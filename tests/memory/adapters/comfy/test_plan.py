@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lowtide.bench.child import command
+from lowtide.memory.child import command
 from lowtide.memory.planner.header import read_header
 from lowtide.memory.stores import ENVIRONMENT
 from lowtide.tests.hosts.checkpoints import checkpoint

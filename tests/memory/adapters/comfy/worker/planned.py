@@ -14,6 +14,7 @@ import torch
 from lowtide.memory import profiles
 from lowtide.memory.adapters.comfy import measured as measurements
 from lowtide.memory.adapters.comfy.overlay import estimates, planned
+from lowtide.memory.adapters.comfy.overlay.answers import Unknown
 from lowtide.memory.adapters.comfy.plan_loaded import loaded_subject, prediction
 from lowtide.memory.errors import BudgetError, LowtideError
 from lowtide.memory.levels import MemoryOptimizationConfig
@@ -250,7 +251,7 @@ def as_a_source() -> dict[str, Any]:
             answer = planned.predicted(graph, name, named)
             seconds = time.perf_counter() - begun
             deadline = time.monotonic() + 60
-            while answer is None and name not in ("other", "gone") and time.monotonic() < deadline:
+            while isinstance(answer, Unknown) and time.monotonic() < deadline:
                 answer = planned.predicted(graph, name, named)
             begun = time.perf_counter()
             planned.predicted(graph, name, named)

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from lowtide.bench import child
+from lowtide.memory import child
 
 
 def test_a_child_imports_the_checkout_as_lowtide_from_any_folder(

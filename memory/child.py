@@ -1,7 +1,8 @@
 """Runs a module of this checkout in a fresh process, whatever the checkout's folder is called.
 
 ``command("bench.peer_row", ...)`` is the command line of such a process. It imports the checkout
-as the package ``lowtide``, as the tests do: ``python -m`` would need a folder of that name.
+as the package ``lowtide``, as the tests do: ``python -m`` would need a folder of that name. It
+sees the user's own packages only if this process does.
 """
 
 from __future__ import annotations
@@ -25,4 +26,5 @@ raise SystemExit(importlib.import_module("lowtide." + module).main(sys.argv[1:])
 
 def command(module: str, *arguments: str) -> list[str]:
     """The command line that calls ``main(arguments)`` of the pack's ``module``."""
-    return [sys.executable, "-c", _BOOTSTRAP, str(ROOT), module, *arguments]
+    alone = ["-s"] if sys.flags.no_user_site else []
+    return [sys.executable, *alone, "-c", _BOOTSTRAP, str(ROOT), module, *arguments]
