@@ -229,10 +229,14 @@ class Server:
 
     def free(self, timeout: float = 30.0, *, results: bool = True) -> Figures:
         """Unloads all models, drops cached ``results``, and returns the figures after it."""
-        self.post("/free", {"unload_models": True, "free_memory": results})
-        deadline = time.monotonic() + timeout
-        while not (figures := self.counters())["idle"]:
+        deadline, again = time.monotonic() + timeout, 0.0
+        while not again or not (figures := self.counters())["idle"]:
             self._check_alive()
+            if time.monotonic() >= again:
+                # ComfyUI hears of it at once only if it waits for a prompt: while it collects
+                # garbage after one, it is not woken, and looks again after the next prompt.
+                self.post("/free", {"unload_models": True, "free_memory": results})
+                again = time.monotonic() + 3.0
             if time.monotonic() > deadline:
                 raise HostError(f"/free was not done after {timeout} s")
             time.sleep(0.02)
