@@ -278,7 +278,7 @@ def _try(
         wrong.append(f"{format_bytes(row.peak - budget)} over")
     if rivals and row.moved > row.rival_moved + _BESIDE:
         wrong.append(f"moves {format_bytes(row.moved - row.rival_moved)} more")
-    if plan.fp8:
+    if plan.config.fp8_storage:
         if float(difference.mean()) > FP8_MEAN:
             wrong.append(f"mean difference {float(difference.mean()):.2g}")
     else:
