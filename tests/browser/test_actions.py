@@ -36,7 +36,9 @@ def test_free_empties_the_device_and_leaves_a_receipt(ran: tuple[Overlay, dict[s
         overlay.run()
     panel = overlay.panel("receipts")
     count = len(overlay.state()["receipts"])
-    panel.locator('[data-key="free"]').click()
+    with overlay.page.expect_request("**/lowtide/free") as asked:
+        panel.locator('[data-key="free"]').click()
+    assert asked.value.post_data_json == {"target": "vram", "keep": []}
     overlay.until(lambda: len(overlay.rows()) == min(20, count + 1))
     assert overlay.server.counters()["allocated"] == 0
     last = overlay.state()["receipts"][-1]

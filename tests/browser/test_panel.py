@@ -102,6 +102,15 @@ def test_the_fit_check_of_a_graph_that_ran(ran: tuple[Overlay, dict[str, Any]]):
     overlay.wait("() => lowtide.fit.result === null")
 
 
+def test_each_figure_of_a_model_is_in_its_own_column(calm: Told):
+    names = ("size", "on_device", "streamed", "fp8", "pinned", "on_host")
+    sizes = {name: number * GB for number, name in enumerate(names, start=1)}
+    calm.tell(state(models=[{**model("one"), **sizes}]))
+    calm.panel("models")
+    wanted = [figures(size) for size in sizes.values()]
+    calm.until(lambda: [row[3:9] for row in calm.rows()] == [wanted])
+
+
 def test_predicted_stands_beside_measured(calm: Told):
     spans = [span("5", "KSampler", peak_allocated=2 * GB, predicted=5 * GB // 2)]
     calm.tell(state(runs=[run("one", spans, predicted=3 * GB)]))
