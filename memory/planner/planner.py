@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from .advice import beyond, remedies
@@ -267,7 +268,6 @@ def _filled(
 
 
 def _choice(option: Option, turn: Turn, rates: Rates, factor: float, how: str) -> Choice:
-    stage = predict([turn], workspace_factor=factor).stages[turn.stage]
     placement, layout = turn.placement, turn.layout
     ahead = max(0, placement.ahead - 1) * layout.largest_unit if placement.streams else 0
     one = duration(turn.trace, layout, placement, rates)
@@ -277,9 +277,16 @@ def _choice(option: Option, turn: Turn, rates: Rates, factor: float, how: str) -
     return Choice(
         turn,
         {**option.changes, **({"fp8_storage": True} if placement.fp8 else {})},
-        stage.peak_allocated_bytes + ahead,
+        _peak_alone(turn, factor) + ahead,
         arrival + turn.calls * one.seconds,
         layout.resident_bytes + turn.calls * one.moved,
         option.loses or placement.fp8,
         how,
     )
+
+
+@lru_cache(maxsize=128)
+def _peak_alone(turn: Turn, factor: float) -> int:
+    """Most bytes allocated by the turn on an empty device. Kept: budgets are tried one after the
+    other, and what is all resident or all streamed is the same in each."""
+    return predict([turn], workspace_factor=factor).peak_allocated

@@ -142,7 +142,7 @@ def overlapped(pieces: list[Piece], rate: float, room: int | None) -> Duration:
 
 def moved_by(trace: Trace, layout: Layout) -> int:
     """Bytes one call copies to the device, resident weights left out."""
-    weights = sum(layout.unit_bytes(value) for kind, value in trace.steps() if kind == ENTERED)
+    weights = sum(layout.unit_bytes(value) for value in trace.entered) if layout.units else 0
     return weights + trace.arriving
 
 

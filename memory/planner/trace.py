@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from ..errors import LowtideError
@@ -86,10 +87,18 @@ class Trace:
     outputs: tuple[int, ...]
     seconds: float = 0.0
 
-    def steps(self) -> Iterator[tuple[int, int]]:
+    def steps(self) -> Sequence[tuple[int, int]]:
         """The events as (kind, value)."""
-        for code in self.events:
-            yield code % _KINDS, code // _KINDS
+        return self._steps
+
+    @cached_property
+    def _steps(self) -> tuple[tuple[int, int], ...]:
+        return tuple((code % _KINDS, code // _KINDS) for code in self.events)
+
+    @cached_property
+    def entered(self) -> tuple[int, ...]:
+        """The modules the call enters, in order."""
+        return tuple(value for kind, value in self._steps if kind == ENTERED)
 
     @property
     def weight_bytes(self) -> int:
@@ -101,7 +110,7 @@ class Trace:
         """Floating-point operations of the whole call; a multiply-add counts two."""
         return sum(operation.flops for operation in self.operations)
 
-    @property
+    @cached_property
     def arriving(self) -> int:
         """Bytes the call itself copies from the host: maps that wait there, not weights."""
         return sum(operation.arriving for operation in self.operations)
