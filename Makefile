@@ -12,7 +12,8 @@ WORKERS ?= 2
 BOTH_DEVICES = tests/accelerator tests/memory/strategies/test_group_offload.py \
   $(addprefix tests/memory/test_,$(addsuffix .py,backend cleanup device evict handles highwater \
   monitor optimizer peaks teardown trim))
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
+# Bytecode is kept: each worker and each ComfyUI would compile all modules anew.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-matrix test-between test-faults lint bench-sdxl \

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from lowtide.bench import cli
+from lowtide.bench import cli, vae
 from lowtide.bench.places import Place
 from lowtide.bench.vae import WAYS, bench_vae
 
@@ -32,6 +32,21 @@ def test_exact_strips_are_exact_at_the_peak_of_a_tile(accelerator: Any) -> None:
     told = result.text()
     assert "Truth of decode: the untiled result in float32 on the CPU." in told
     assert "| decode float32 exact " in told
+
+
+def test_where_the_untiled_way_does_not_fit_it_is_compared_in_bands(
+    accelerator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vae, "WAYS", WAYS[:1])
+    place = Place(accelerator.device, accelerator)
+    asked: dict[str, Any] = {"size": 320, "dtypes": ["bfloat16"], "works": ["encode"]}
+    plain = bench_vae("small", place, **asked, progress=False).rows[0]
+    monkeypatch.setattr(vae, "_ram", lambda: 0)
+    result = bench_vae("small", place, **asked, progress=False)
+    row = result.rows[0]
+    assert plain.peak is not None and row.peak is None and row.moved is None
+    assert row.error == pytest.approx(plain.error, rel=0.1)
+    assert "in bands of rows" in row.note and "in bands of rows" in result.truths["encode"]
 
 
 @pytest.mark.parametrize(
