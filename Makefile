@@ -16,7 +16,7 @@ BOTH_DEVICES = tests/accelerator tests/memory/strategies/test_group_offload.py \
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-matrix test-between test-faults lint bench-sdxl \
+.PHONY: help setup demo test test-fast test-matrix test-between test-hosts test-faults lint bench-sdxl \
   bench-budgets bench-plan bench-peers bench-float8 bench-vae bench-overhead bench-release bench-web clean
 
 help:
@@ -24,8 +24,8 @@ help:
 	@echo "make test         lint, types, every test (hosts too where a ComfyUI is found)"
 	@echo "make test-fast    the tests that need neither a ComfyUI nor a minute"
 	@echo "make test-matrix  every level with every budget in ComfyUI, and many more sequences"
-	@echo "make test-between  whole prompts at every level: what they leave, peaks, interrupts, leaks; every"
-	@echo "                  test of tests/hosts in every ComfyUI on every device"
+	@echo "make test-between  whole prompts at every level: what they leave, peaks, interrupts, leaks"
+	@echo "make test-hosts   every test inside ComfyUI in every version, on every device, with every frontend"
 	@echo "make test-faults  a prompt in ComfyUI that runs out of memory at every single allocation"
 	@echo "make bench-overhead  what Optimize Pipeline costs at level none, in ComfyUI"
 	@echo "make bench-release   what giving memory back between nodes costs and leaves, in ComfyUI"
@@ -72,7 +72,10 @@ test-matrix: setup
 
 test-between: setup
 	LOWTIDE_TEST_BETWEEN=full LOWTIDE_TEST_HOSTS=full $(PYTEST) \
-	  tests/memory/adapters/comfy/test_prompts.py tests/hosts
+	  tests/memory/adapters/comfy/test_prompts.py
+
+test-hosts: setup
+	LOWTIDE_TEST_HOSTS=full $(PYTEST) -m host
 
 test-faults: setup
 	LOWTIDE_TEST_FAULTS=all $(PYTEST) tests/memory/adapters/comfy/test_faults.py

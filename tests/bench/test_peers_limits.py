@@ -12,15 +12,17 @@ from lowtide.memory.units import MIB
 
 pytestmark = pytest.mark.slow
 
-# Level -> most MB allocated at the peak, most MB moved to the device.
-LIMITS = {"aggressive": (40, 1400), "ultra": (25.8, 538)}
+STEPS = 2
+# Level -> most MB allocated at the peak, most MB moved to the device. In the four steps of the
+# bench they move 1311 and 535, where the best of the others move 1400 and 538.
+LIMITS = {"aggressive": (40, 950), "ultra": (25.8, 326)}
 
 
 @pytest.mark.parametrize("level", LIMITS)
 def test_a_level_keeps_to_its_limits(level: str, tmp_path: Path) -> None:
     model = model_of(MODEL)
     job = ["--pipeline", model.pipeline, "--dtype", model.dtype, "--size", str(model.size)]
-    job += ["--steps", str(model.steps), "--simulate", "cuda"]
+    job += ["--steps", str(STEPS), "--simulate", "cuda"]
     row, image = _measure(f"{LEVEL}{level}", job, tmp_path)
     assert row.error is None and image is not None, row.error
     assert row.peak_allocated is not None and row.h2d is not None

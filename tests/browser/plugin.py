@@ -8,6 +8,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from lowtide.tests.hosts.plugin import FULL
+
 from .frontends import Missing, chromium
 
 
@@ -39,7 +41,7 @@ def _possible(item: pytest.Item) -> bool:
     frontend = callspec.params.get("front") if callspec else None
     if frontend is None:
         return True
-    if item.get_closest_marker("newest") and not frontend.separate:
+    if item.get_closest_marker("newest") and not FULL and not frontend.separate:
         return False
     return frontend.has_nodes_2 or not callspec.params.get("nodes_2")
 

@@ -113,6 +113,7 @@ def test_yes_no_and_a_prompt_that_is_cancelled(asked: Asked):
     assert asked.overlay.toasts.filter(has_text="Lowtide").count() == 0
 
 
+@pytest.mark.newest
 def test_a_tab_that_is_loaded_anew_is_asked_again_and_no_other(asked: Asked, front: Front):
     other = Overlay(asked.overlay.page.context.new_page(), front.server)
     other.goto()

@@ -35,6 +35,7 @@ def overlay_of_its_own(front: Front, page: Page) -> Iterator[Overlay]:
     front.server.post("/lowtide/next", {"level": None, "budget_gb": None})
 
 
+@pytest.mark.newest
 def test_it_comes_back_after_sleep_and_after_a_restart(front: Front, overlay_of_its_own: Overlay):
     overlay, server = overlay_of_its_own, front.server
     panel = overlay.panel("models")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from .checkpoints import checkpoint, diffusers_folder
 from .comfyui import Installation, survey
+from .plugin import FULL
 from .server import Server
 
 # A name no Python package could have. Not one with spaces: ComfyUI serves no files of such a pack
@@ -30,7 +30,7 @@ def _devices(found: Installation) -> tuple[str, ...]:
 
     LOWTIDE_TEST_HOSTS=full takes all with all.
     """
-    if os.environ.get("LOWTIDE_TEST_HOSTS") == "full" or len(INSTALLATIONS) == 1:
+    if FULL or len(INSTALLATIONS) == 1:
         return DEVICES
     if found is INSTALLATIONS[-1]:
         return ("npu", "cuda")

@@ -4,17 +4,23 @@ end what was not tested.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 
 import pytest
 
-from .comfyui import survey
+from .comfyui import Installation, survey
 
 LOG_LINES = 60
+FULL = os.environ.get("LOWTIDE_TEST_HOSTS") == "full"
+"""Whether every test runs in every ComfyUI on every device: ``make test-hosts``."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "devices(*names): deselected on every other device")
+    config.addinivalue_line(
+        "markers", "long: takes its time and says the same in every ComfyUI: runs in the newest"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -26,10 +32,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _wanted(item: pytest.Item) -> bool:
-    marker = item.get_closest_marker("devices")
     callspec = getattr(item, "callspec", None)
-    boot = callspec.params.get("session_server") if callspec else None
+    if callspec is None:
+        return True
+    if item.get_closest_marker("long") and not FULL and not _newest(callspec.params):
+        return False
+    marker = item.get_closest_marker("devices")
+    boot = callspec.params.get("session_server")
     return not marker or not boot or boot[1] in marker.args
+
+
+def _newest(parameters: dict[str, object]) -> bool:
+    """Whether a test runs in the newest ComfyUI, or says nothing of one."""
+    found = [it for value in parameters.values() for it in _parts(value)]
+    return all(it == survey()[0][-1] for it in found if isinstance(it, Installation))
+
+
+def _parts(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) else (value, getattr(value, "installation", None))
 
 
 @pytest.hookimpl(wrapper=True)

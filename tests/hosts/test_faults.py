@@ -45,6 +45,8 @@ def undisturbed(server: Server) -> tuple[np.ndarray, int]:
     return server.images(run), count
 
 
+@pytest.mark.long
+@pytest.mark.devices("npu")
 def test_rescued_prompts_finish_in_a_server(faulty: Server):
     expected, count = undisturbed(faulty)
     for place in range(PLACES):

@@ -66,6 +66,7 @@ def test_a_tiny_vae_is_not_cut(outcomes: Outcomes, level: str):
     assert np.array_equal(outcomes[level][0].images, outcomes["stock"][0].images)
 
 
+@pytest.mark.long
 @pytest.mark.devices("npu")
 def test_a_full_vae_in_strips_gives_the_same_picture(server: Server):
     found = {}

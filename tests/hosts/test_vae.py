@@ -10,7 +10,7 @@ from lowtide.tests.hosts.server import Graph, Server
 from PIL import Image
 from safetensors.numpy import save_file
 
-pytestmark = [pytest.mark.host, pytest.mark.devices("npu")]
+pytestmark = [pytest.mark.host, pytest.mark.devices("npu"), pytest.mark.long]
 
 SIZE = 256
 ROUNDING = 4

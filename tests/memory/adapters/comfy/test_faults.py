@@ -55,6 +55,7 @@ def spread(total: int, count: int, shift: float) -> list[int]:
     return [1 + int((it + shift) * total / count) for it in range(count)]
 
 
+@pytest.mark.long
 @pytest.mark.host
 @pytest.mark.skipif(not INSTALLATIONS, reason="; ".join(REFUSED))
 @pytest.mark.parametrize("installation", INSTALLATIONS or [None], ids=str)

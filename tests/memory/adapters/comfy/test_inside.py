@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lowtide.tests.hosts.comfyui import Installation, survey
@@ -67,6 +68,8 @@ PLACES = {
     "histories": ("npu",),
     "profiling": ("npu", "cuda"),
 }
+LONG = {"attending", "chunks", "profiling", "strips", "tiles", "vae_copies", "video"}
+"""Files that take their time and touch no seam that differs between versions of ComfyUI."""
 
 SECONDS = 600
 """Longest a file may take."""
@@ -76,7 +79,7 @@ RUNNERS = 2
 INSTALLATIONS, REFUSED = survey()
 
 
-def _cases() -> list[tuple[str, str, str]]:
+def _cases() -> list[Any]:
     found = []
     for file, places in PLACES.items():
         tree = ast.parse((INSIDE / f"{file}.py").read_text(encoding="utf-8"))
@@ -84,7 +87,10 @@ def _cases() -> list[tuple[str, str, str]]:
         found += [
             (file, place, name) for place in places for name in names if name.startswith("case_")
         ]
-    return sorted(found, key=lambda case: case[1])  # a place's process serves all its files
+    found.sort(key=lambda case: case[1])  # a place's process serves all its files
+    return [
+        pytest.param(*case, marks=[pytest.mark.long] if case[0] in LONG else []) for case in found
+    ]
 
 
 class Runner:

@@ -51,7 +51,9 @@ def _cells() -> list[Any]:
     for place, loras in itertools.product(PLACES, LORAS):
         for level, share in _settings(place, loras):
             name = level if share is None else f"{level}-{share:.0%}"
-            found.append(pytest.param(place, level, share, loras, id=f"{place}-{name}-{loras}"))
+            marks = [] if place == "npu" or FULL else [pytest.mark.long]
+            cell = place, level, share, loras
+            found.append(pytest.param(*cell, id=f"{place}-{name}-{loras}", marks=marks))
     return found
 
 

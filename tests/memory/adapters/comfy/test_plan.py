@@ -29,6 +29,7 @@ def plan(installation: Installation, home: Path, *arguments: str) -> dict[str, A
     return json.loads(done.stdout[done.stdout.index("{") :])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("installation", FOUND, ids=lambda found: found.version)
 def test_a_checkpoint_and_a_graph_that_loads_it(installation: Installation, tmp_path: Path) -> None:
     made = checkpoint(installation, "small").file

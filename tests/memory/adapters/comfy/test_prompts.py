@@ -56,6 +56,7 @@ def ask(installation: Any, place: str, module: str, function: str, **arguments: 
 # -- nothing is left ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ("CLASSIC", "RAM_PRESSURE") if FULL else ("CLASSIC",))
 def test_fifty_prompts_leave_the_device_empty_and_ram_as_it_was(
     installation: Any, place: str, kind: str
@@ -230,6 +231,7 @@ def test_of_a_pipeline_all_is_gone_with_it(installation: Any, place: str):
     assert found["left"] == {}, found["holders"]
 
 
+@pytest.mark.long
 def test_a_cycle_in_any_object_of_ours_is_caught(installation: Any, place: str):
     found = ask(installation, place, "attached", "of", workflow="lora", level="ultra", bind=True)
     missed = set(found["seen"]) - set(found["left"])

@@ -78,7 +78,7 @@ sequences = st.builds(
 @pytest.mark.host
 @pytest.mark.skipif(not INSTALLATIONS, reason="; ".join(REFUSED))
 @pytest.mark.parametrize("installation", INSTALLATIONS or [None], ids=str)
-@pytest.mark.parametrize("place", ("npu", "cuda"))
+@pytest.mark.parametrize("place", ("npu", pytest.param("cuda", marks=pytest.mark.long)))
 def test_every_picture_is_the_expected_one(installation: Installation, place: str) -> None:
     # The process is asked for at each example, for a failing one may have ended it.
     @seed(zlib.crc32(f"{installation} {place}".encode()))
