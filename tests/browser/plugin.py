@@ -7,7 +7,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
-
 from lowtide.tests.hosts.plugin import FULL
 
 from .frontends import Missing, chromium
