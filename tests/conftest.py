@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,4 +67,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """What is imported by now stays: collecting garbage, as cleanup does, need not look through it
     each time (half a second of every test that frees something)."""
     gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """For tests of who refers to what: the collector keeps quiet about what is frozen."""
+    gc.unfreeze()
+    yield
     gc.freeze()

@@ -10,6 +10,8 @@ from lowtide.memory import holders as module
 from lowtide.memory.holders import Holder, holders
 from lowtide.memory.units import MIB
 
+pytestmark = pytest.mark.usefixtures("thawed")
+
 KEPT: list[torch.Tensor] = []
 CACHE: dict[str, object] = {}
 

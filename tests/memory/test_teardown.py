@@ -104,6 +104,7 @@ def test_one_that_fails_is_reported_and_the_others_leave(
 LEAK: list[torch.Tensor] = []
 
 
+@pytest.mark.usefixtures("thawed")
 def test_what_somebody_still_holds_is_named(accelerator: Any) -> None:
     LEAK.append(torch.zeros(2 * MIB, dtype=torch.uint8, device=accelerator.device))
     try:
