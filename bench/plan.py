@@ -20,8 +20,9 @@ from ..memory.levels import (
     MemoryOptimizationConfig,
     OptimizationLevel,
 )
-from ..memory.plan import DEFAULT_CARD, DEFAULT_SIZE, SIZES, profile_of
+from ..memory.plan import DEFAULT_CARD, edges, profile_of
 from ..memory.units import gb_to_bytes
+from .files import make_writable
 
 _PYTHONS = ("bin/python", "Scripts/python.exe")
 LEVELS = ("none", "balanced", "aggressive", "ultra")
@@ -59,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
     """Plan, and print."""
     if options.comfyui is not None and not options.inside:
         return _in_comfyui(options.comfyui, options.line)
+    if options.json not in (None, "-"):
+        make_writable("--json", Path(options.json))
     silence_libraries()
     if options.published or options.speed:
         from . import plan_speed, published
@@ -83,7 +86,6 @@ def run(options: argparse.Namespace) -> int:
 def _chart(path: Path) -> Any:
     from . import plan_chart
     from .chart import WITHOUT_MATPLOTLIB
-    from .files import make_writable
 
     make_writable("--chart", path)
     result = plan_chart.curves()
@@ -102,6 +104,7 @@ def planned(options: argparse.Namespace) -> Any:
     from .planned import Planned
 
     started = time.perf_counter()
+    _level(options.level)  # before anything is traced
     store = TraceCache(folder() / "traces")
     work, subject = _subject(options, store)
     profile = profile_of(options.card)
@@ -144,11 +147,9 @@ def _subject(options: argparse.Namespace, store: Any) -> tuple[Any, Any]:
     from ..memory.planner.work import Work
 
     path = Path(options.model).expanduser()
-    graph = path.suffix == ".json"
-    edge = options.size or SIZES.get(options.model, DEFAULT_SIZE)
+    graph = path.suffix.lower() == ".json"
     work = Work(
-        width=options.width or edge,
-        height=options.height or edge,
+        *edges(options.model, options.size, options.width, options.height),
         batch=options.batch,
         steps=options.steps,
     )
@@ -160,6 +161,8 @@ def _subject(options: argparse.Namespace, store: Any) -> tuple[Any, Any]:
         subject = comfy_subject(path, None if graph else work, store)
         return subject.traces.work, subject
     if graph:
+        if not path.is_file():
+            raise ConfigError(f"--model {path} is no file")
         raise ConfigError("a graph is planned with ComfyUI's own classes; add --comfyui FOLDER")
     from ..memory.adapters.plan_subject import pipeline_subject
 

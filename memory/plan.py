@@ -137,8 +137,8 @@ def plan(
     """
     if level is not None and budget_gb is not None:
         raise ConfigError("give a level or a budget_gb: a budget chooses the fastest way itself")
-    edge = size or SIZES.get(model if isinstance(model, str) else "", DEFAULT_SIZE)
-    work = Work(width or edge, height or edge, batch=batch, steps=steps)
+    edge = edges(model if isinstance(model, str) else "", size, width, height)
+    work = Work(*edge, batch=batch, steps=steps)
     subject = _subject(model, work, dtype)
     profile = profile_of(card)
     costs: dict[str, Any] = {
@@ -168,6 +168,12 @@ def plan(
         margin=kept.margin,
         margin_source=kept.why,
     )
+
+
+def edges(model: str, size: int | None, width: int | None, height: int | None) -> tuple[int, int]:
+    """Width and height in pixels of an image of ``model``; ``None`` = not given."""
+    edge = SIZES.get(model, DEFAULT_SIZE) if size is None else size
+    return edge if width is None else width, edge if height is None else height
 
 
 def profile_of(card: str | None) -> DeviceProfile:

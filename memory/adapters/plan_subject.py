@@ -112,7 +112,8 @@ def pipeline_subject(
             f"text encoders and VAE; the file's own {len(header.tensors)} weights take "
             f"{format_bytes(header.nbytes)}"
         )
-        return PipelineSubject(path.name, PipelineTraces(pipe, work, store=store), (note,))
+        notes = tuple(it for it in (note, header.cut_short(path.name)) if it is not None)
+        return PipelineSubject(path.name, PipelineTraces(pipe, work, store=store), notes)
     raise ConfigError(
         f"--model {model} is neither a model known here ({', '.join(NAMES)}) nor a file or folder"
     )

@@ -14,6 +14,8 @@ from lowtide.memory.stores import ENVIRONMENT
 
 TINY = ("plan", "--model", "tiny-sd15", "--size", "128", "--steps", "2")
 
+GRAPH = str(Path(__file__).resolve().parents[2] / "example_workflows" / "lowtide_native_api.json")
+
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +126,13 @@ def test_a_folder_of_diffusers_is_planned_without_its_weights(capsys, tmp_path):
         (["plan", "--model", "sdxl", "--card", "Voodoo 2"], "--card Voodoo 2 is not listed"),
         (["plan", "--model", "sdxl", "--size", "8"], "8 pixels cannot be planned"),
         (["plan", "--model", "tiny-sd15", "--level", "huge"], "unknown level 'huge'"),
-        (["plan", "--model", "graph.json"], "add --comfyui FOLDER"),
+        (["plan", "--model", GRAPH], "add --comfyui FOLDER"),
+        (["plan", "--model", "nowhere.json"], "nowhere.json is no file"),
+        (["plan", "--model", "sd15", "--size", "0"], "0 pixels cannot be planned"),
+        (["plan", "--model", "sd15", "--height", "0"], "0 pixels cannot be planned"),
+        (["plan", "--model", "sd15", "--budget-gb", "1e300"], "1e+300 GB is not a size"),
+        (["plan", "--model", "sd15", "--json", "/"], "--json / cannot be written"),
+        (["plan", "--model", "sd15", "--json", "/dev/null/x"], "cannot be written"),
         (["plan", "--model", "sdxl", "--comfyui", "/nowhere"], "is no folder of ComfyUI"),
     ],
 )
