@@ -15,7 +15,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 _MOST_GB = float(1 << 30)
-"""More is no amount of memory; a number of bytes beyond 2**63 is none to SQLite and torch either."""
+"""More is no amount of memory, and beyond 2**63 bytes none to SQLite or torch either."""
 _SUFFIXES = {"": 1, "K": KIB, "M": MIB, "G": GIB}
 
 

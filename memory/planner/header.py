@@ -63,8 +63,8 @@ class Header:
         if not self.missing:
             return None
         return (
-            f"{name} is cut short by {format_bytes(self.missing)}: this is what the whole file would "
-            f"take; download it again"
+            f"{name} is cut short by {format_bytes(self.missing)}: this is what the whole file "
+            f"would take; download it again"
         )
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 from .... import profiles
 from ....device import snapshot
 from ....errors import LowtideError
+from ....later import Later
 from ....planner.predict import Turn, predict
 from ....planner.work import Work
 from ....units import format_bytes
@@ -34,12 +37,36 @@ PATIENCE = 0.25
 """Seconds to wait for a prediction before the next source is asked."""
 MOST = 500
 """Predictions remembered; those asked for longest ago are forgotten first."""
+AGAIN = 60.0
+"""Seconds until a node that could not be predicted is tried again."""
 
 _PENDING = Unknown("it is being predicted", pending=True)
 
+
+@dataclass
+class _Asked:
+    """One prediction that was asked for, ``at`` a moment of the monotonic clock."""
+
+    answer: Future[Found | None] = field(default_factory=Future)
+    at: float = field(default_factory=time.monotonic)
+
+    def stands(self) -> bool:
+        """Whether it need not be made again: not if it failed, a while ago."""
+        if not self.answer.done() or time.monotonic() - self.at < AGAIN:
+            return True
+        return self.answer.exception() is None and self.answer.result() is not None
+
+    def by(self, job: Callable[[], Found | None]) -> None:
+        """Answer it."""
+        try:
+            self.answer.set_result(job())
+        except Exception as error:  # told to whoever waits
+            self.answer.set_exception(error)
+
+
 _lock = threading.Lock()
-_asked: OrderedDict[str, Future[Found | None]] = OrderedDict()
-_thread: ThreadPoolExecutor | None = None
+_asked: OrderedDict[str, _Asked] = OrderedDict()
+_later = Later("lowtide fit check")
 
 
 def predicted(graph: Graph, node: str, named: Mapping[str, str]) -> Found | Unknown | None:
@@ -50,13 +77,13 @@ def predicted(graph: Graph, node: str, named: Mapping[str, str]) -> Found | Unkn
     try:
         key = named[node]
         with _lock:
-            future = _asked.get(key)
-        if future is None:
+            asked = _asked.get(key)
+        if asked is None or not asked.stands():
             job = _job(graph, node, named)
             if job is None:
                 return None
-            future = _begin(key, job)
-        return future.result(timeout=PATIENCE)
+            asked = _begin(key, job)
+        return _PENDING if asked is None else asked.answer.result(timeout=PATIENCE)
     except Late:
         return _PENDING
     except Exception:  # a foreign model may lack whatever is asked of it
@@ -70,15 +97,17 @@ def forget() -> None:
         _asked.clear()
 
 
-def _begin(key: str, job: Callable[[], Found | None]) -> Future[Found | None]:
-    global _thread
+def _begin(key: str, job: Callable[[], Found | None]) -> _Asked | None:
+    """``None`` = so much waits already that it has to be asked for again."""
+    asked = _Asked()
     with _lock:
-        if _thread is None:
-            _thread = ThreadPoolExecutor(1, thread_name_prefix="lowtide-plan")
-        future = _asked[key] = _thread.submit(job)
+        if not _later.do(key, partial(asked.by, job)):
+            return _asked.get(key)
+        _asked[key] = asked
+        _asked.move_to_end(key)
         while len(_asked) > MOST:
             _asked.popitem(last=False)
-    return future
+    return asked
 
 
 def _job(graph: Graph, node: str, named: Mapping[str, str]) -> Callable[[], Found | None] | None:
