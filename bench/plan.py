@@ -20,7 +20,7 @@ from ..memory.levels import (
     MemoryOptimizationConfig,
     OptimizationLevel,
 )
-from ..memory.plan import DEFAULT_CARD, edges, profile_of
+from ..memory.plan import DEFAULT_CARD, DEFAULT_SIZE, SIZES, profile_of
 from ..memory.units import gb_to_bytes
 from .files import make_writable
 
@@ -34,11 +34,11 @@ def add_arguments(commands: Any) -> None:
     plan.add_argument(
         "--model", metavar="MODEL", help="sdxl, flux, sd15, FOLDER, FILE.safetensors, GRAPH.json"
     )
-    plan.add_argument("--size", type=int, help="edge of the image, pixels")
+    plan.add_argument("--size", type=int, help="edge of the image, pixels (a graph has its own)")
     plan.add_argument("--width", type=int, help="instead of --size")
     plan.add_argument("--height", type=int, help="instead of --size")
-    plan.add_argument("--batch", type=int, default=1, help="images at once")
-    plan.add_argument("--steps", type=int, default=30, help="denoising steps")
+    plan.add_argument("--batch", type=int, help="images at once (1, or the graph's)")
+    plan.add_argument("--steps", type=int, help="denoising steps (30, or the graph's)")
     plan.add_argument("--level", help="the level whose stages the JSON gives")
     plan.add_argument("--budget-gb", type=float, help="the most to be allocated on the device")
     plan.add_argument("--host-gb", type=float, help="the most weights in host memory")
@@ -136,7 +136,7 @@ def planned(options: argparse.Namespace) -> Any:
             result.rows["budget"] = result.budget.prediction
             if options.level is None:
                 result.chosen = "budget"
-        if max(work.batch, options.batch) > 1:  # a graph has its own
+        if work.batch > 1:
             result.largest_batch = subject.images_at_once(limits, costs)
     result.notes += subject.notes
     result.seconds = time.perf_counter() - started
@@ -148,17 +148,17 @@ def _subject(options: argparse.Namespace, store: Any) -> tuple[Any, Any]:
 
     path = Path(options.model).expanduser()
     graph = path.suffix.lower() == ".json"
-    work = Work(
-        *edges(options.model, options.size, options.width, options.height),
-        batch=options.batch,
-        steps=options.steps,
+    width, height = (
+        options.size if edge is None else edge for edge in (options.width, options.height)
     )
+    asked = {"width": width, "height": height, "batch": options.batch, "steps": options.steps}
+    given = {name: value for name, value in asked.items() if value is not None}
     if options.inside or "comfy.model_management" in sys.modules:
         from ..memory.adapters.comfy.plan_models import prepare
         from ..memory.adapters.comfy.plan_subject import comfy_subject
 
         prepare(options.comfyui)
-        subject = comfy_subject(path, None if graph else work, store)
+        subject = comfy_subject(path, given, store)
         return subject.traces.work, subject
     if graph:
         if not path.is_file():
@@ -166,6 +166,8 @@ def _subject(options: argparse.Namespace, store: Any) -> tuple[Any, Any]:
         raise ConfigError("a graph is planned with ComfyUI's own classes; add --comfyui FOLDER")
     from ..memory.adapters.plan_subject import pipeline_subject
 
+    edge = SIZES.get(options.model, DEFAULT_SIZE)
+    work = Work(**{"width": edge, "height": edge, **given})
     return work, pipeline_subject(options.model, work, store, options.dtype)
 
 

@@ -123,7 +123,8 @@ def end(seconds: float) -> bool:
     for later in found:
         later.drop()
     # A thread amid torch is not to outlive it.
-    return all([later.finish(until - time.monotonic()) for later in found])
+    late = [later for later in found if not later.finish(until - time.monotonic())]
+    return not late
 
 
 atexit.register(_at_exit)

@@ -137,8 +137,10 @@ def plan(
     """
     if level is not None and budget_gb is not None:
         raise ConfigError("give a level or a budget_gb: a budget chooses the fastest way itself")
-    edge = edges(model if isinstance(model, str) else "", size, width, height)
-    work = Work(*edge, batch=batch, steps=steps)
+    usual = SIZES.get(model if isinstance(model, str) else "", DEFAULT_SIZE)
+    edge = usual if size is None else size
+    wide, high = (edge if given is None else given for given in (width, height))
+    work = Work(wide, high, batch=batch, steps=steps)
     subject = _subject(model, work, dtype)
     profile = profile_of(card)
     costs: dict[str, Any] = {
@@ -168,12 +170,6 @@ def plan(
         margin=kept.margin,
         margin_source=kept.why,
     )
-
-
-def edges(model: str, size: int | None, width: int | None, height: int | None) -> tuple[int, int]:
-    """Width and height in pixels of an image of ``model``; ``None`` = not given."""
-    edge = SIZES.get(model, DEFAULT_SIZE) if size is None else size
-    return edge if width is None else width, edge if height is None else height
 
 
 def profile_of(card: str | None) -> DeviceProfile:

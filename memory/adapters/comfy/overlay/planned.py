@@ -23,13 +23,13 @@ from .... import profiles
 from ....device import snapshot
 from ....errors import LowtideError
 from ....later import Later
+from ....planner.api_graph import Graph, links
 from ....planner.predict import Turn, predict
 from ....planner.work import Work
 from ....units import format_bytes
 from ... import comfy
 from .answers import Found, Unknown
 from .estimates import cached, latent_shape
-from .signature import Graph, links
 
 logger = logging.getLogger("lowtide")
 
@@ -61,6 +61,7 @@ class _Asked:
         try:
             self.answer.set_result(job())
         except Exception as error:  # told to whoever waits
+            logger.debug("a prediction failed", exc_info=True)
             self.answer.set_exception(error)
 
 

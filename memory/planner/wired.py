@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ....errors import ConfigError
-from ....planner.predict import DECODE, DENOISE, ENCODE
-from ....planner.work import Work
-from .signature import Graph, links, well_formed
+from ..errors import ConfigError
+from .api_graph import Graph, links, well_formed
+from .predict import DECODE, DENOISE, ENCODE
+from .work import Work
 
 SAMPLER = "KSampler"
 JUDGED = {SAMPLER: DENOISE, "CLIPTextEncode": ENCODE, "VAEDecode": DECODE}
@@ -198,17 +198,19 @@ class _Reading:
     def _loader(self, node: str, part: str) -> Loaded:
         """The files behind a node's input of that name."""
         link, kind = links(self.graph[node]).get(part), "nothing"
+        passed: dict[str, None] = {}
         for _ in range(_MOST):
             found = None if link is None else self.graph.get(link[0])
             if found is None or link is None:
                 break
             kind = self._class(found)
             if kind in _LOADERS[part]:
+                self.uncounted |= passed
                 return self._files(found, kind, part, link)
             if kind == OPTIMIZE:
                 self.optimizers[part] = link[0]
             elif not kind.startswith(_FREE):
-                self.uncounted[kind] = None
+                passed[kind] = None
             link = links(found).get(part)
         raise ConfigError(f"its {part.upper()} comes from {kind}, which is not known here")
 

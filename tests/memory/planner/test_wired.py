@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from lowtide.memory.adapters.comfy.overlay.wired import Wired, wired
 from lowtide.memory.errors import ConfigError
+from lowtide.memory.planner.wired import Wired, wired
 from lowtide.tests.hosts import graphs
 
 Graph = dict[str, dict[str, Any]]
@@ -108,6 +108,8 @@ def test_another_vae_or_encoder_than_the_runs_own_is_left_out() -> None:
     run = wired(graph)
     assert set(run.nodes) == {"2", "3", "5", "6"}
     assert set(run.left_out) == {"21", "22", "24"}
+    graph["30"] = node("CLIPLoaderGGUF")
+    assert wired(graph).uncounted == () and "CLIPLoaderGGUF" in wired(graph).left_out["24"]
     assert "another CLIP" in run.left_out["21"] and "comes from nothing" in run.left_out["24"]
 
 
