@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from lowtide.memory.errors import ConfigError
-from lowtide.memory.planner.wired import Wired, wired
+from lowtide.memory.planner.wired import Beside, Wired, beside, wired
 from lowtide.tests.hosts import graphs
 
 Graph = dict[str, dict[str, Any]]
@@ -96,6 +96,21 @@ def test_a_control_net_leaves_out_the_sampler_alone() -> None:
     assert run.left_out["5"] == (
         "its positive prompt comes from ControlNetApply, whose memory is not known here"
     )
+
+
+def test_what_works_beside_a_sampler_is_named() -> None:
+    graph = graphs.stock("x.safetensors")
+    assert beside(graph, "5") == Beside((), ())
+    graph["20"] = node("ControlNetApplyAdvanced", positive=["2", 0], negative=["3", 0],
+                       control_net=["21", 0])  # fmt: skip
+    graph["22"] = node("FluxGuidance", conditioning=["20", 0])
+    graph["23"] = node("ControlNetApply", conditioning=["22", 0], control_net=["24", 0])
+    graph["25"] = node("LoraLoader", model=["26", 0])
+    graph["26"] = node("ModelSamplingSD3", model=["25", 0])
+    graph["5"]["inputs"] |= {"positive": ["23", 0], "negative": ["20", 1], "model": ["25", 0]}
+    found = beside(graph, "5")
+    assert set(found.classes) == {"LoraLoader", "ControlNetApply", "ControlNetApplyAdvanced"}
+    assert set(found.controls) == {("21", 0), ("24", 0)}
 
 
 def test_another_vae_or_encoder_than_the_runs_own_is_left_out() -> None:

@@ -25,6 +25,7 @@ from ....errors import LowtideError
 from ....later import Later
 from ....planner.api_graph import Graph, links
 from ....planner.predict import Turn, predict
+from ....planner.wired import beside
 from ....planner.work import Work
 from ....units import format_bytes
 from ... import comfy
@@ -126,7 +127,7 @@ def _job(graph: Graph, node: str, named: Mapping[str, str]) -> Callable[[], Foun
             return None
         guided = inputs.get("cfg") != 1
         work = _work(shape, scale, guided=guided)
-        return partial(_predict, work, "sampling", model=model)
+        return partial(_predict, work, "sampling", _beside(graph, node, named), model=model)
     if "vae" in linked and ("samples" in linked or "pixels" in linked):
         vae = cached(linked["vae"], named)
         if vae is None or getattr(vae, "first_stage_model", None) is None:
@@ -162,7 +163,21 @@ def _pixels(image: Any) -> list[int] | None:
     return [images, channels, height, width]
 
 
-def _predict(work: Work, what: str, **part: Any) -> Found | None:
+def _beside(graph: Graph, sampler: str, named: Mapping[str, str]) -> Found:
+    """Bytes of ControlNets that lie beside the model while it samples, and what is not counted."""
+    found = beside(graph, sampler)
+    count, said = 0, []
+    for link in found.controls:
+        control = cached(link, named)
+        if control is not None:
+            count += sum(int(patcher.model_size()) for patcher in control.get_models())
+    if count:
+        said.append(f"{format_bytes(count)} of ControlNets' weights")
+    said += [f"what {name} computes is not counted" for name in found.classes]
+    return count, ", ".join(said)
+
+
+def _predict(work: Work, what: str, more: Found = (0, ""), **part: Any) -> Found | None:
     # Not before there is something to predict: they import what takes ComfyUI's start longer.
     from ..plan_loaded import loaded_subject
     from ..plan_present import turn_as_it_is
@@ -177,7 +192,8 @@ def _predict(work: Work, what: str, **part: Any) -> Found | None:
     except LowtideError as error:
         logger.info("no prediction for %s: %s", what, error)
         return None
-    return peak, f"predicted for {what}: {_parts(turn, peak)}"
+    text = f"predicted for {what}: {_parts(turn, peak)}"
+    return peak + more[0], ", ".join(it for it in (text, more[1]) if it)
 
 
 def _parts(turn: Turn, peak: int) -> str:
