@@ -58,6 +58,8 @@ def add_arguments(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Plan, and print."""
+    if options.comfyui is not None and options.dtype is not None:
+        raise ConfigError("--dtype has no effect with --comfyui, which chooses types; leave it out")
     if options.comfyui is not None and not options.inside:
         return _in_comfyui(options.comfyui, options.line)
     if options.json not in (None, "-"):
@@ -157,6 +159,10 @@ def _subject(options: argparse.Namespace, store: Any) -> tuple[Any, Any]:
         from ..memory.adapters.comfy.plan_models import prepare
         from ..memory.adapters.comfy.plan_subject import comfy_subject
 
+        if not path.is_file():
+            raise ConfigError(
+                f"--model {path} is no file; with ComfyUI give a checkpoint or a graph"
+            )
         prepare(options.comfyui)
         subject = comfy_subject(path, given, store)
         return subject.traces.work, subject

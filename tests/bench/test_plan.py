@@ -129,6 +129,8 @@ def test_a_folder_of_diffusers_is_planned_without_its_weights(capsys, tmp_path):
         (["plan", "--model", "sdxl", "--size", "8"], "8 pixels cannot be planned"),
         (["plan", "--model", "tiny-sd15", "--level", "huge"], "unknown level 'huge'"),
         (["plan", "--model", GRAPH], "add --comfyui FOLDER"),
+        (["plan", "--model", "sd15", "--inside"], "with ComfyUI give a checkpoint or a graph"),
+        (["plan", "--model", GRAPH, "--comfyui", "/x", "--dtype", "float32"], "leave it out"),
         (["plan", "--model", "nowhere.json"], "nowhere.json is no file"),
         (["plan", "--model", "sd15", "--size", "0"], "0 pixels cannot be planned"),
         (["plan", "--model", "sd15", "--height", "0"], "0 pixels cannot be planned"),
