@@ -22,6 +22,7 @@ from ..memory.levels import (
 )
 from ..memory.plan import DEFAULT_CARD, DEFAULT_SIZE, SIZES, profile_of
 from ..memory.units import gb_to_bytes
+from .files import make_writable
 
 _PYTHONS = ("bin/python", "Scripts/python.exe")
 LEVELS = ("none", "balanced", "aggressive", "ultra")
@@ -33,11 +34,11 @@ def add_arguments(commands: Any) -> None:
     plan.add_argument(
         "--model", metavar="MODEL", help="sdxl, flux, sd15, FOLDER, FILE.safetensors, GRAPH.json"
     )
-    plan.add_argument("--size", type=int, help="edge of the image, pixels")
+    plan.add_argument("--size", type=int, help="edge of the image, pixels (a graph has its own)")
     plan.add_argument("--width", type=int, help="instead of --size")
     plan.add_argument("--height", type=int, help="instead of --size")
-    plan.add_argument("--batch", type=int, default=1, help="images at once")
-    plan.add_argument("--steps", type=int, default=30, help="denoising steps")
+    plan.add_argument("--batch", type=int, help="images at once (1, or the graph's)")
+    plan.add_argument("--steps", type=int, help="denoising steps (30, or the graph's)")
     plan.add_argument("--level", help="the level whose stages the JSON gives")
     plan.add_argument("--budget-gb", type=float, help="the most to be allocated on the device")
     plan.add_argument("--host-gb", type=float, help="the most weights in host memory")
@@ -57,8 +58,12 @@ def add_arguments(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Plan, and print."""
+    if options.comfyui is not None and options.dtype is not None:
+        raise ConfigError("--dtype has no effect with --comfyui, which chooses types; leave it out")
     if options.comfyui is not None and not options.inside:
         return _in_comfyui(options.comfyui, options.line)
+    if options.json not in (None, "-"):
+        make_writable("--json", Path(options.json))
     silence_libraries()
     if options.published or options.speed:
         from . import plan_speed, published
@@ -83,7 +88,6 @@ def run(options: argparse.Namespace) -> int:
 def _chart(path: Path) -> Any:
     from . import plan_chart
     from .chart import WITHOUT_MATPLOTLIB
-    from .files import make_writable
 
     make_writable("--chart", path)
     result = plan_chart.curves()
@@ -102,6 +106,7 @@ def planned(options: argparse.Namespace) -> Any:
     from .planned import Planned
 
     started = time.perf_counter()
+    _level(options.level)  # before anything is traced
     store = TraceCache(folder() / "traces")
     work, subject = _subject(options, store)
     profile = profile_of(options.card)
@@ -133,7 +138,7 @@ def planned(options: argparse.Namespace) -> Any:
             result.rows["budget"] = result.budget.prediction
             if options.level is None:
                 result.chosen = "budget"
-        if max(work.batch, options.batch) > 1:  # a graph has its own
+        if work.batch > 1:
             result.largest_batch = subject.images_at_once(limits, costs)
     result.notes += subject.notes
     result.seconds = time.perf_counter() - started
@@ -144,25 +149,31 @@ def _subject(options: argparse.Namespace, store: Any) -> tuple[Any, Any]:
     from ..memory.planner.work import Work
 
     path = Path(options.model).expanduser()
-    graph = path.suffix == ".json"
-    edge = options.size or SIZES.get(options.model, DEFAULT_SIZE)
-    work = Work(
-        width=options.width or edge,
-        height=options.height or edge,
-        batch=options.batch,
-        steps=options.steps,
+    graph = path.suffix.lower() == ".json"
+    width, height = (
+        options.size if edge is None else edge for edge in (options.width, options.height)
     )
+    asked = {"width": width, "height": height, "batch": options.batch, "steps": options.steps}
+    given = {name: value for name, value in asked.items() if value is not None}
     if options.inside or "comfy.model_management" in sys.modules:
         from ..memory.adapters.comfy.plan_models import prepare
         from ..memory.adapters.comfy.plan_subject import comfy_subject
 
+        if not path.is_file():
+            raise ConfigError(
+                f"--model {path} is no file; with ComfyUI give a checkpoint or a graph"
+            )
         prepare(options.comfyui)
-        subject = comfy_subject(path, None if graph else work, store)
+        subject = comfy_subject(path, given, store)
         return subject.traces.work, subject
     if graph:
+        if not path.is_file():
+            raise ConfigError(f"--model {path} is no file")
         raise ConfigError("a graph is planned with ComfyUI's own classes; add --comfyui FOLDER")
     from ..memory.adapters.plan_subject import pipeline_subject
 
+    edge = SIZES.get(options.model, DEFAULT_SIZE)
+    work = Work(**{"width": edge, "height": edge, **given})
     return work, pipeline_subject(options.model, work, store, options.dtype)
 
 

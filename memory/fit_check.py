@@ -25,7 +25,8 @@ ACTIONS = ("report", "stop")
 NODES = {ENCODE: "text encoding", DENOISE: "sampling", DECODE: "VAE decoding"}
 _NOTE = (
     "Predicted, not measured. Seconds compare ways of placing weights by a profile of the device; "
-    "they say little about a card until its profile was measured."
+    "they say little about a card until its profile was measured. LoRAs, ControlNets and what "
+    "other packs add to a model are not counted."
 )
 
 

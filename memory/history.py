@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import corrections, history_file
+from .history_answers import LEVEL_ROWS, Answers
 from .history_rows import Key, Row, Table
 from .units import MIB, format_bytes
 
@@ -33,11 +34,10 @@ LISTED = 100
 MODEL_ROWS = 1_000
 """Of one model, the latest that a decision looks at."""
 
-LEVEL_ROWS = 200
 _T = TypeVar("_T")
 
 
-class History:
+class History(Answers):
     """The rows of one file. Safe to use from any thread and from several processes.
 
     No method raises for what the file system or the database does: a run never fails, or waits,
@@ -85,30 +85,6 @@ class History:
             with self._waiting_lock:
                 self._waiting.insert(clipped, most=MOST_WAITING)
             return False
-
-    def correction(self, key: Key, stage: str, *, of: str = "bytes") -> float:
-        """What to multiply the prediction of a stage by; ``of`` is ``bytes`` or ``seconds``."""
-        ratio = corrections.of_seconds if of == "seconds" else corrections.of_bytes
-        return corrections.correction(*self._known(key, stage), ratio)
-
-    def margin(self, key: Key, stage: str, before: float = 0.05) -> float:
-        """What part of the corrected prediction to keep free; ``before`` where nothing is known."""
-        return corrections.margin(*self._known(key, stage), before)
-
-    def outcome(
-        self, key: Key, level: str, *, free: int | None = None, stage: str | None = None
-    ) -> str | None:
-        """``fits``, ``out of memory`` or ``None`` (not known) for ``level`` at ``key.size``.
-
-        Args:
-            free: what the process could use of the device now, in bytes: free, or held by itself.
-            stage: look at this stage only.
-        """
-        rows = self._both(lambda table: table.of_level(key, level, LEVEL_ROWS))
-        rows.sort(key=lambda row: row.at, reverse=True)
-        if stage is not None:
-            rows = [row for row in rows if row.stage == stage]
-        return corrections.verdict(rows, key.size, free)
 
     def of_model(self, gpu: str, model: str, limit: int = MODEL_ROWS) -> list[Row]:
         """The latest rows of a model, the latest first; see :class:`.recall.Recall`."""
@@ -235,6 +211,11 @@ class History:
             return rows[: corrections.RECENT]
 
         return latest(True), latest(False)
+
+    def _of_level(self, key: Key, level: str) -> list[Row]:
+        rows = self._both(lambda table: table.of_level(key, level, LEVEL_ROWS))
+        rows.sort(key=lambda row: row.at, reverse=True)
+        return rows[:LEVEL_ROWS]
 
     def _both(self, read: Callable[[Table], list[_T]]) -> list[_T]:
         """What is in the file, and what waits in memory to be written there."""

@@ -90,11 +90,21 @@ SCHEMA = (
 
 _COLUMNS = ", ".join(_NAMES)
 _INSERT = f"INSERT INTO runs ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})"
+_TEXTS = ("gpu", "model", "shapes", "plan", "stage", "level", "outcome")
+_SOUND = " AND ".join(
+    f"typeof({name}) = 'text'"
+    if name in _TEXTS
+    else f"({name} IS NULL OR {name} BETWEEN -9e99 AND 9e99)"
+    for name in _NAMES
+)
+"""Of rows as they are written here. SQLite takes any value for a column; what is none is not read:
+texts and blobs come after all numbers, and infinity is beyond them."""
 _OF_MODEL = "gpu = ? AND model = ? AND stage = ?"
 _GROUPS = f"""
 SELECT gpu, model, shapes, plan, stage, level, count(*), sum(outcome = '{OUT_OF_MEMORY}'), max(id),
        max(at), max(measured), avg(seconds)
-FROM runs GROUP BY gpu, model, shapes, plan, stage, level ORDER BY max(id) DESC LIMIT ?"""
+FROM runs WHERE {_SOUND}
+GROUP BY gpu, model, shapes, plan, stage, level ORDER BY max(id) DESC LIMIT ?"""
 
 
 class Table:
@@ -172,7 +182,7 @@ class Table:
 
     def span(self) -> tuple[float | None, float | None]:
         """Unix times of the oldest and the latest row."""
-        oldest, latest = self._execute("SELECT min(at), max(at) FROM runs")[0]
+        oldest, latest = self._execute("SELECT min(at), max(at) FROM runs WHERE " + _SOUND)[0]
         return oldest, latest
 
     def bytes(self) -> int:
@@ -206,7 +216,7 @@ class Table:
         self, where: str, values: Sequence[Any], order: str, limit: int | None = None
     ) -> list[Row]:
         tail = "" if limit is None else f" LIMIT {int(limit)}"
-        statement = f"SELECT {_COLUMNS} FROM runs WHERE {where} ORDER BY {order}{tail}"
+        statement = f"SELECT {_COLUMNS} FROM runs WHERE {where} AND {_SOUND} ORDER BY {order}{tail}"
         return [_row(found) for found in self._execute(statement, values)]
 
 

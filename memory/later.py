@@ -10,7 +10,10 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
+
+from .errors import LowtideError
 
 logger = logging.getLogger("lowtide")
 
@@ -18,6 +21,22 @@ MOST_WAITING = 16
 """Pieces that may wait; more are dropped, for they can be asked for again."""
 
 _EXIT_SECONDS = 2.0
+_ending = threading.Event()
+_all: weakref.WeakSet[Later] = weakref.WeakSet()
+
+
+class Ending(LowtideError):
+    """The process ends, and the work with it."""
+
+
+def go_on() -> None:
+    """To be called again and again by work that takes long.
+
+    Raises:
+        Ending: the process ends.
+    """
+    if _ending.is_set():
+        raise Ending("ComfyUI, or the process that plans, is ending")
 
 
 class Later:
@@ -29,6 +48,7 @@ class Later:
         self._lock = threading.Lock()
         self._asked: set[str] = set()
         self._thread: threading.Thread | None = None
+        _all.add(self)
 
     def do(self, key: str, piece: Callable[[], object]) -> bool:
         """Have ``piece`` called some time; ``False`` if one of that key waits, or too many do.
@@ -74,6 +94,8 @@ class Later:
         key, piece = self._queue.get()
         try:
             piece()
+        except Ending:
+            logger.debug("%s was broken off", self._name)
         except Exception as error:
             logger.info("what was left for later failed: %s: %s", type(error).__name__, error)
             logger.debug("the failure", exc_info=True)
@@ -90,8 +112,19 @@ planning = Later("lowtide planning")
 
 
 def _at_exit() -> None:
-    planning.drop()
-    planning.finish(_EXIT_SECONDS)  # a thread amid torch is not to outlive it
+    end(_EXIT_SECONDS)
+
+
+def end(seconds: float) -> bool:
+    """Break off all work there is, for good; ``False`` if it takes longer to stop."""
+    _ending.set()
+    until = time.monotonic() + seconds
+    found = list(_all)
+    for later in found:
+        later.drop()
+    # A thread amid torch is not to outlive it.
+    late = [later for later in found if not later.finish(until - time.monotonic())]
+    return not late
 
 
 atexit.register(_at_exit)

@@ -137,8 +137,10 @@ def plan(
     """
     if level is not None and budget_gb is not None:
         raise ConfigError("give a level or a budget_gb: a budget chooses the fastest way itself")
-    edge = size or SIZES.get(model if isinstance(model, str) else "", DEFAULT_SIZE)
-    work = Work(width or edge, height or edge, batch=batch, steps=steps)
+    usual = SIZES.get(model if isinstance(model, str) else "", DEFAULT_SIZE)
+    edge = usual if size is None else size
+    wide, high = (edge if given is None else given for given in (width, height))
+    work = Work(wide, high, batch=batch, steps=steps)
     subject = _subject(model, work, dtype)
     profile = profile_of(card)
     costs: dict[str, Any] = {

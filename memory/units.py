@@ -14,6 +14,8 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
+_MOST_GB = float(1 << 30)
+"""More is no amount of memory, and beyond 2**63 bytes none to SQLite or torch either."""
 _SUFFIXES = {"": 1, "K": KIB, "M": MIB, "G": GIB}
 
 
@@ -35,10 +37,12 @@ def gb_to_bytes(gigabytes: float) -> int:
     """Bytes in ``gigabytes`` * 1024**3, rounded down.
 
     Raises:
-        ConfigError: the number is negative, infinite or not a number.
+        ConfigError: the number is negative, absurd, infinite or not a number.
     """
-    if not math.isfinite(gigabytes) or gigabytes < 0:
-        raise ConfigError(f"{gigabytes!r} GB is not a size; give a finite number of GB, 0 or more")
+    if not 0 <= gigabytes <= _MOST_GB:
+        raise ConfigError(
+            f"{gigabytes!r} GB is not a size; give a finite number of GB, 0 to {_MOST_GB:.0f}"
+        )
     return int(gigabytes * GIB)
 
 

@@ -30,7 +30,12 @@ HOSTS = {
 }
 TORCH_FREE = ("memory/automatic.py", "memory/levels.py", "memory/units.py", "memory/errors.py")
 TORCH_FREE += ("memory/profile.py", "memory/profile_published.py", "memory/stores.py")
-TORCH_FREE += ("memory/history.py", "memory/history_file.py", "memory/history_rows.py")
+TORCH_FREE += (
+    "memory/history.py",
+    "memory/history_answers.py",
+    "memory/history_file.py",
+    "memory/history_rows.py",
+)
 TORCH_FREE += ("memory/corrections.py", "memory/learning.py", "memory/fitting.py")
 TORCH_FREE += ("memory/run_key.py", "memory/profiles.py")
 TORCH_FREE_IF_THERE = ("memory/plan.py",)

@@ -101,8 +101,9 @@ def pipeline_subject(
         pipe = build(model, kind, on_meta=model != SDXL_SMALL)
         return PipelineSubject(f"{model}, {kind}", PipelineTraces(pipe, work, store=store))
     if path.is_dir():
-        pipe = _from_folder(path, dtype)
-        return PipelineSubject(path.name, PipelineTraces(pipe, work, store=store))
+        pipe, uncounted = _from_folder(path, dtype)
+        notes = tuple(f"{name} is not counted: its class is not known here" for name in uncounted)
+        return PipelineSubject(path.name, PipelineTraces(pipe, work, store=store), notes)
     if path.is_file():
         header = read_header(path)
         family, kind = family_of(header), dtype or _FLOATS.get(header.common_dtype, "float16")
@@ -112,7 +113,8 @@ def pipeline_subject(
             f"text encoders and VAE; the file's own {len(header.tensors)} weights take "
             f"{format_bytes(header.nbytes)}"
         )
-        return PipelineSubject(path.name, PipelineTraces(pipe, work, store=store), (note,))
+        notes = tuple(it for it in (note, header.cut_short(path.name)) if it is not None)
+        return PipelineSubject(path.name, PipelineTraces(pipe, work, store=store), notes)
     raise ConfigError(
         f"--model {model} is neither a model known here ({', '.join(NAMES)}) nor a file or folder"
     )
@@ -143,8 +145,13 @@ def family_of(header: Header) -> str:
     return _FAMILIES[kind]
 
 
-def _from_folder(folder: Path, dtype: str | None) -> Any:
-    """A pipeline with weights on ``meta``, from the configurations in a folder of diffusers."""
+def _from_folder(folder: Path, dtype: str | None) -> tuple[Any, list[str]]:
+    """A pipeline with weights on ``meta``, from the configurations in a folder of diffusers; and
+    the components whose classes are not known.
+
+    Raises:
+        PipelineLoadError: it is none, or a component's configuration is missing or makes nothing.
+    """
     import json
 
     import diffusers
@@ -153,30 +160,48 @@ def _from_folder(folder: Path, dtype: str | None) -> Any:
     index = folder / "model_index.json"
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))
+        if not isinstance(entries, dict):
+            raise ValueError("its model_index.json holds no object")
     except (OSError, ValueError) as error:
         raise PipelineLoadError(f"{folder} is no folder of a diffusers pipeline: {error}") from None
     kind = getattr(torch, dtype or "float16")
     parts: dict[str, Any] = {}
+    unknown: list[str] = []
     from ..tracing import on_meta
 
     for name, entry in entries.items():
         if not isinstance(entry, list) or len(entry) != 2 or entry[0] is None:
             continue
         library = {"diffusers": diffusers, "transformers": transformers}.get(entry[0])
-        cls: Any = getattr(library, entry[1], None)
+        cls: Any = getattr(library, str(entry[1]), None)
+        if cls is None:
+            unknown.append(f"{name} ({entry[1]})")
         if not isinstance(cls, type) or not issubclass(cls, torch.nn.Module):
             continue
         made: Any = cls
-        with on_meta():
-            if entry[0] == "diffusers":
-                part = made.from_config(made.load_config(str(folder / name)))
-            else:
-                part = made(made.config_class.from_pretrained(str(folder / name)))
+        if not (folder / name / "config.json").is_file():  # else its path is taken for a model's id
+            raise PipelineLoadError(f"{folder} has no {name}/config.json; download it again")
+        try:
+            with on_meta():
+                if entry[0] == "diffusers":
+                    part = made.from_config(made.load_config(str(folder / name)))
+                else:
+                    part = made(made.config_class.from_pretrained(str(folder / name)))
+        except Exception as error:  # a class raises what it likes of a configuration
+            raise PipelineLoadError(
+                f"the {name} of {folder} cannot be made from its config.json: "
+                f"{type(error).__name__}: {str(error)[:200]}"
+            ) from error
         parts[name] = part.to(kind).eval().requires_grad_(False)
+    if not parts:
+        raise PipelineLoadError(
+            f"{folder} has no component that could be planned"
+            + (f": {', '.join(unknown)} are not known here" if unknown else "")
+        )
     name = str(entries.get("_class_name"))
     if hasattr(getattr(diffusers, name, None), "upcast_vae"):
-        return _UpcastingParts(parts, name)
-    return _Parts(parts, name)
+        return _UpcastingParts(parts, name), unknown
+    return _Parts(parts, name), unknown
 
 
 class _Parts:

@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,9 @@ MOST_BYTES = 256 << 20
 """Of all files together; those used longest ago go first."""
 REMEMBERED = 8
 """Traces kept in memory as well, some MB each: reading one from disk takes a tenth of a second."""
-_ENDING = ".trace"
+_ENDING, _PART = ".trace", ".part"
+_ABANDONED = 3600.0
+"""Seconds after which a part of a file is taken to be of a process that died."""
 
 
 class TraceCache:
@@ -89,7 +92,7 @@ class TraceCache:
         path = self._path(key)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
+            handle, name = tempfile.mkstemp(dir=self.folder, suffix=_PART)
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(dump(trace, key))
@@ -111,9 +114,21 @@ class TraceCache:
         """Remove every trace; returns the bytes on disk."""
         with self._lock:
             self._recent.clear()
+        self._tidy(0.0)
         return sum(size for _, size, path in self._files() if self._remove(path))
 
+    def _tidy(self, age: float = _ABANDONED) -> None:
+        """Remove what was being written ``age`` seconds ago, by whoever did not live to end it."""
+        for path in self.folder.glob(f"*{_PART}"):
+            try:
+                left = time.time() - path.stat().st_mtime >= age
+            except OSError:
+                continue
+            if left:
+                self._remove(path)
+
     def _prune(self) -> None:
+        self._tidy()
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
         while files and total > self.most_bytes:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import PipelineLoadError
+from ..units import format_bytes
 
 _MOST = 100_000_000
 """Bytes of a header, as the format's own reader allows."""
@@ -33,10 +36,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """The tensors of a file by name, and the file's own notes."""
+    """The tensors of a file by name, and the file's own notes.
+
+    ``missing``: bytes of weights that the header names and the file does not have.
+    """
 
     tensors: dict[str, Entry]
     metadata: dict[str, str]
+    missing: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -50,6 +57,15 @@ class Header:
         for entry in self.tensors.values():
             counts[entry.dtype] += entry.nbytes
         return counts.most_common(1)[0][0] if counts else "F16"
+
+    def cut_short(self, name: str) -> str | None:
+        """What to tell of a file called ``name`` that lacks a part; ``None`` if it is whole."""
+        if not self.missing:
+            return None
+        return (
+            f"{name} is cut short by {format_bytes(self.missing)}: this is what the whole file "
+            f"would take; download it again"
+        )
 
 
 def read_header(path: Path) -> Header:
@@ -66,14 +82,27 @@ def read_header(path: Path) -> Header:
             raw = file.read(size)
             if len(raw) < size:
                 raise ValueError(f"its header has {size} bytes and the file {len(raw)}")
+            held = os.fstat(file.fileno()).st_size - 8 - size
         entries = json.loads(raw)
-        metadata = entries.pop("__metadata__", None) or {}
-        tensors = {
-            name: Entry(str(entry["dtype"]), tuple(int(length) for length in entry["shape"]))
-            for name, entry in entries.items()
-        }
+        if not isinstance(entries, dict):
+            raise ValueError("its header is no object")
+        notes = entries.pop("__metadata__", None) or {}
+        tensors = {name: _entry(name, entry) for name, entry in entries.items()}
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+        metadata = {str(key): str(value) for key, value in notes.items()}
     except OSError as error:
         raise PipelineLoadError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise PipelineLoadError(
+            f"{path} is no safetensors file: a tensor of its header has no {error}"
+        ) from None
+    except (ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise PipelineLoadError(f"{path} is no safetensors file: {error}") from None
-    return Header(tensors, {str(key): str(value) for key, value in metadata.items()})
+    return Header(tensors, metadata, max(0, max(ends, default=0) - held))
+
+
+def _entry(name: str, entry: Any) -> Entry:
+    shape = tuple(int(length) for length in entry["shape"])
+    if any(length < 0 for length in shape):
+        raise ValueError(f"{name} has a negative length")
+    return Entry(str(entry["dtype"]), shape)

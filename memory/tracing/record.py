@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import TargetError
+from ..later import Ending
 from ..planner.trace import Trace
 from .attention import FusedAttention
 from .recorder import Recorder, tensors_in
@@ -31,6 +32,7 @@ def record(
 
     Raises:
         TargetError: the call asks for values, or does what cannot be done on fake tensors.
+        Ending: the process ends meanwhile.
     """
     recorder = Recorder(module)
     collecting = gc.isenabled()
@@ -51,6 +53,8 @@ def record(
             given = len(recorder.sizes)
             answer = call()
             outputs = [recorder.born(tensor) for tensor in tensors_in(answer)]
+    except Ending:
+        raise
     except Exception as error:
         raise TargetError(
             f"{type(module).__name__} cannot be traced without computing: "

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..later import go_on
 from ..planner.trace import (
     ALLOCATED,
     COMPUTED,
@@ -128,6 +129,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        go_on()
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func.namespace == "prim":

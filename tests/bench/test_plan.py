@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from lowtide.memory.planner.work import Work
 from lowtide.memory.stores import ENVIRONMENT
 
 TINY = ("plan", "--model", "tiny-sd15", "--size", "128", "--steps", "2")
+
+GRAPH = str(Path(__file__).resolve().parents[2] / "example_workflows" / "lowtide_native_api.json")
+UNET = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
 
 
 @pytest.fixture(autouse=True)
@@ -124,13 +128,55 @@ def test_a_folder_of_diffusers_is_planned_without_its_weights(capsys, tmp_path):
         (["plan", "--model", "sdxl", "--card", "Voodoo 2"], "--card Voodoo 2 is not listed"),
         (["plan", "--model", "sdxl", "--size", "8"], "8 pixels cannot be planned"),
         (["plan", "--model", "tiny-sd15", "--level", "huge"], "unknown level 'huge'"),
-        (["plan", "--model", "graph.json"], "add --comfyui FOLDER"),
+        (["plan", "--model", GRAPH], "add --comfyui FOLDER"),
+        (["plan", "--model", "sd15", "--inside"], "with ComfyUI give a checkpoint or a graph"),
+        (["plan", "--model", GRAPH, "--comfyui", "/x", "--dtype", "float32"], "leave it out"),
+        (["plan", "--model", "nowhere.json"], "nowhere.json is no file"),
+        (["plan", "--model", "sd15", "--size", "0"], "0 pixels cannot be planned"),
+        (["plan", "--model", "sd15", "--height", "0"], "0 pixels cannot be planned"),
+        (["plan", "--model", "sd15", "--budget-gb", "1e300"], "1e+300 GB is not a size"),
+        (["plan", "--model", "sd15", "--json", "/"], "--json / cannot be written"),
+        (["plan", "--model", "sd15", "--json", "/dev/null/x"], "cannot be written"),
         (["plan", "--model", "sdxl", "--comfyui", "/nowhere"], "is no folder of ComfyUI"),
     ],
 )
 def test_what_cannot_be_planned_is_explained(arguments, message, capsys):
     assert cli.main(arguments) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"model_index.json": [1]}, "holds no object"),
+        ({"model_index.json": UNET}, "has no unet/config.json"),
+        ({"model_index.json": UNET, "unet/config.json": {"in_channels": "x"}}, "cannot be made"),
+        ({"model_index.json": {"unet": ["mine", "Mine"]}}, r"unet \(Mine\) are not known here"),
+        ({"model_index.json": {"tokenizer": ["transformers", "CLIPTokenizer"]}}, "no component"),
+    ],
+)
+def test_a_folder_that_cannot_be_planned_is_explained_without_a_network(
+    files, said, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: pytest.fail("it asks a network"))
+    for name, content in files.items():
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content))
+    assert cli.main(["plan", "--model", str(tmp_path)]) == 1
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_components_of_classes_that_are_not_known_are_named(capsys, tmp_path):
+    folder = write_pipeline(tmp_path / "pipe", "tiny-sd15")
+    index = folder / "model_index.json"
+    entries = json.loads(index.read_text())
+    entries["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index.write_text(json.dumps(entries))
+    assert cli.main(["plan", "--model", str(folder), "--size", "128", "--steps", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("not counted") == 1
+    assert "safety_checker (StableDiffusionSafetyChecker) is not counted" in said
 
 
 def test_the_chart_is_a_picture_of_its_table(tmp_path):

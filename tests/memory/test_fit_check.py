@@ -43,6 +43,7 @@ def test_the_table_has_a_row_for_each_way_and_a_column_for_each_stage():
     assert "30.0 MB" in rows["none"] and rows["none"].endswith("does not fit")
     assert "9.0 MB" in rows["ultra"] and rows["ultra"].endswith(" fits")
     assert re.search(r"\d+\.\d s", rows["none"])
+    assert lines[-1].endswith("other packs add to a model are not counted.")
     assert lines[1].split() == ["text", "encoding", "sampling", "VAE", "decoding", "time"]
 
 

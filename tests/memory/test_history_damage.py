@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,34 @@ def test_a_turn_nobody_ends_is_not_waited_for_forever(path: Path, monkeypatch) -
     history = History(path)
     assert history.add([row()]) or history.add([row()])
     assert not turn.exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("at", "zzz"),
+        ("size", "big"),
+        ("predicted", "abc"),
+        ("measured", b"\xff"),
+        ("measured", float("inf")),
+        ("level", b"\xff\x00"),
+        ("seconds", "long"),
+    ],
+)
+def test_a_row_with_values_of_another_kind_is_not_read(
+    path: Path, column: str, value: object
+) -> None:
+    history = History(path)
+    history.add([row(at) for at in range(3)])
+    before = history.summary()
+    told = (history.margin(KEY, "denoising"), history.outcome(KEY, "none"))
+    with sqlite3.connect(path) as spoilt:
+        names = [it[1] for it in spoilt.execute("PRAGMA table_info(runs)") if it[1] != "id"]
+        kept = ", ".join(names)
+        spoilt.execute(f"INSERT INTO runs ({kept}) SELECT {kept} FROM runs WHERE id = 1")
+        spoilt.execute(f"UPDATE runs SET {column} = ? WHERE id = 4", (value,))
+    spoilt.close()
+    assert (history.margin(KEY, "denoising"), history.outcome(KEY, "none")) == told
+    assert len(history.of_model(KEY.gpu, KEY.model)) == 3
+    found = history.summary()
+    assert found["runs"] == before["runs"] and found["latest"] == before["latest"]

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
+import time
 import weakref
+from pathlib import Path
 
-from lowtide.memory.later import MOST_WAITING, Later
+import pytest
+import torch
+from lowtide.memory import later as module
+from lowtide.memory.later import MOST_WAITING, Ending, Later, end, go_on
+
+ABOVE = Path(__file__).resolve().parents[3]
+LEAVING = """
+import threading
+from lowtide.memory.adapters.comfy.overlay import planned
+from lowtide.memory.later import go_on
+begun = threading.Event()
+def job():
+    while True:
+        begun.set()
+        go_on()
+assert planned._begin("node", job) is not None
+begun.wait()
+print("bye", flush=True)
+"""
 
 
 def test_pieces_are_done_in_their_order_and_the_caller_waits_for_none() -> None:
@@ -61,3 +84,63 @@ def test_a_piece_is_let_go_once_it_is_done() -> None:
     assert later.finish(5)
     gc.collect()
     assert gone() is None
+
+
+@pytest.fixture
+def _own_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ending", threading.Event())
+    monkeypatch.setattr(module, "_all", weakref.WeakSet())
+
+
+@pytest.mark.usefixtures("_own_end")
+def test_what_has_begun_is_broken_off_at_the_end_and_what_waits_is_dropped(caplog) -> None:
+    later, begun, done = Later("test"), threading.Event(), []
+
+    def long() -> None:
+        begun.set()
+        while True:
+            go_on()
+
+    later.do("long", long)
+    later.do("next", lambda: done.append(1))
+    assert begun.wait(5)
+    started = time.monotonic()
+    with caplog.at_level("INFO", "lowtide"):
+        assert end(5)
+    assert time.monotonic() - started < 1 and done == [] and caplog.text == ""
+    with pytest.raises(Ending):
+        go_on()
+
+
+@pytest.mark.usefixtures("_own_end")
+def test_the_end_is_not_waited_for_longer_than_told() -> None:
+    later, gate = Later("test"), threading.Event()
+    later.do("deaf", gate.wait)
+    started = time.monotonic()
+    assert not end(0.05)
+    assert time.monotonic() - started < 1
+    gate.set()
+
+
+@pytest.mark.usefixtures("_own_end")
+def test_a_trace_is_broken_off_at_the_end() -> None:
+    from lowtide.memory.tracing import fake_copy, fake_mode, record
+
+    mode = fake_mode()
+    twin = fake_copy(torch.nn.Linear(2, 2), mode)
+    with mode:
+        given = torch.empty(1, 2, device="cuda:0")
+    assert record(twin, lambda: twin(given), mode, [given]).weights
+    end(1)
+    with pytest.raises(Ending):
+        record(twin, lambda: twin(given), mode, [given])
+
+
+def test_a_process_that_predicts_for_the_fit_check_ends_at_once() -> None:
+    env = {**os.environ, "PYTHONPATH": str(ABOVE)}
+    with subprocess.Popen([sys.executable, "-c", LEAVING], stdout=subprocess.PIPE, env=env) as one:
+        try:
+            assert one.stdout is not None and one.stdout.readline() == b"bye\n"
+            assert one.wait(10) == 0
+        finally:
+            one.kill()

@@ -29,7 +29,7 @@ def test_gb_are_of_1024_cubed_and_come_back():
     assert gb_to_bytes(0) == 0
 
 
-@pytest.mark.parametrize("number", [-0.5, math.inf, math.nan])
+@pytest.mark.parametrize("number", [-0.5, 1e300, math.inf, math.nan])
 def test_no_size_is_negative_or_endless(number):
     with pytest.raises(ConfigError, match="finite number of GB"):
         gb_to_bytes(number)

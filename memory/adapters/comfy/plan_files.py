@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import LowtideError, PipelineLoadError
+from ...errors import LowtideError
 from ...levels import MemoryOptimizationConfig
 from ...planner.cache import TraceCache
 from ...planner.loader import Loader
@@ -26,7 +26,7 @@ from ...planner.work import Work
 from ...profile import DeviceProfile
 from ...stores import folder
 from ..quiet import silence_libraries
-from . import plan_models
+from . import plan_models, plan_parts
 from .plan_precision import Precision
 from .plan_traces import ComfyTraces
 from .plan_vae import DECODE_WORK
@@ -76,7 +76,7 @@ def answer_to(question: dict[str, Any]) -> dict[str, Any]:
     profile = DeviceProfile.from_dict(device["profile"])
     costs = {"rates": profile, "workspace_factor": profile.workspace_factor}
     traces = ComfyTraces(
-        _loaded(question["parts"], left_out),
+        plan_parts.load(question["parts"], left_out),
         Work(**question["work"]),
         TraceCache(folder() / "traces"),
         device["kernel"],
@@ -84,7 +84,7 @@ def answer_to(question: dict[str, Any]) -> dict[str, Any]:
         Loader(**device["loader"]),
     )
     for part in PARTS:  # the text encoder first: without it the model is traced otherwise
-        with _leaving_out(part, left_out):
+        with plan_parts.leaving_out(part, left_out):
             if getattr(traces.models, part) is not None:
                 traces.trace(part, MemoryOptimizationConfig())
         if part in left_out:
@@ -94,51 +94,6 @@ def answer_to(question: dict[str, Any]) -> dict[str, Any]:
         for values in question["configs"]
     ]
     return {"levels": found, "left_out": left_out}
-
-
-def _loaded(parts: dict[str, Any], left_out: dict[str, str]) -> plan_models.Models:
-    """The models of the files, on ``meta``; a checkpoint that several are of is read once."""
-    found = plan_models.Models()
-    checkpoints: dict[Path, plan_models.Models | LowtideError] = {}
-    for part, source in parts.items():
-        files = [Path(name) for name in source["files"]]
-        with _leaving_out(part, left_out):
-            if source["kind"] == "checkpoint":
-                made = getattr(_checkpoint(files[0], checkpoints), part)
-            elif part == "model":
-                made = plan_models.diffusion_model(files[0], source["type"])
-            elif part == "clip":
-                made = plan_models.text_encoders(files, source["type"])
-            else:
-                made = plan_models.autoencoder(files[0])
-            if made is None:
-                raise PipelineLoadError(f"there is no {part.upper()} in {files[0].name}")
-            setattr(found, part, made)
-    return found
-
-
-def _checkpoint(file: Path, known: dict[Path, plan_models.Models | LowtideError]) -> Any:
-    """What a checkpoint holds; one that cannot be loaded is tried once."""
-    if file not in known:
-        try:
-            known[file] = plan_models.from_checkpoint(file)
-        except LowtideError as error:
-            known[file] = error
-    made = known[file]
-    if isinstance(made, LowtideError):
-        raise made
-    return made
-
-
-@contextlib.contextmanager
-def _leaving_out(part: str, left_out: dict[str, str]) -> Iterator[None]:
-    try:
-        yield
-    except LowtideError as error:
-        left_out[part] = str(error)
-    except Exception as error:  # ComfyUI's own loaders raise what they like
-        logger.warning("the %s cannot be predicted", part, exc_info=True)
-        left_out[part] = f"ComfyUI cannot load it: {type(error).__name__}: {str(error)[:200]}"
 
 
 def _predicted(

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError
+from ...errors import ConfigError, PipelineLoadError
 from ...levels import MemoryOptimizationConfig
+from ...planner.api_graph import read_graph
 from ...planner.cache import TraceCache
 from ...planner.header import read_header
 from ...planner.orders import LARGEST
 from ...planner.planner import Limits, Plan, choose
 from ...planner.policy import COMFYUI
 from ...planner.predict import Turn
+from ...planner.wired import Wired, wired
 from ...planner.work import Work
-from ...planner.workflow import Graph, read_graph
 from ...stage_names import DECODING, DENOISING, TEXT_ENCODING
 from ..plan_options import options_of
 from . import plan_models as models
+from . import plan_parts
 from .plan_traces import ComfyTraces
+from .plan_uncounted import uncounted
 
 _STATIC = (
     "As ComfyUI's loader places weights without DynamicVRAM, which pages them by itself where it "
@@ -81,23 +85,44 @@ class ComfySubject:
         return found
 
 
-def comfy_subject(path: Path, work: Work | None, store: TraceCache | None) -> ComfySubject:
+def comfy_subject(path: Path, changes: Mapping[str, Any], store: TraceCache | None) -> ComfySubject:
     """The models of a safetensors file, or of a graph's loaders.
 
     Args:
-        work: of a file; ``None`` = what the graph asks for.
+        changes: of a run's values, by their names in ``Work``: a graph's own, or the usual ones.
 
     Raises:
-        ConfigError, PipelineLoadError: a file that is missing or nothing ComfyUI knows.
+        ConfigError, PipelineLoadError: a file that is missing or nothing ComfyUI knows; a graph
+            that is not understood.
     """
     import folder_paths  # noqa: F401  from then on history and profile are ComfyUI's
 
-    if path.suffix == ".json":
-        graph = read_graph(path)
-        found = subject_of(path.name, _of_graph(graph), work or graph.work, store)
-        return replace(found, level=graph.level, budget_gb=graph.budget_gb)
+    if path.suffix.lower() == ".json":
+        return _graph_subject(path, changes, store)
     loaded = _of_file(path)
-    return subject_of(path.name, loaded, work or Work(), store)
+    found = subject_of(path.name, loaded, replace(Work(), **changes), store)
+    short = read_header(path).cut_short(path.name)
+    return found if short is None else replace(found, notes=(*found.notes, short))
+
+
+def _graph_subject(
+    path: Path, changes: Mapping[str, Any], store: TraceCache | None
+) -> ComfySubject:
+    graph = read_graph(path)
+    try:
+        run = wired(graph)
+        loaded = _of_graph(run)
+    except ConfigError as error:
+        raise ConfigError(f"{path.name} cannot be planned: {error}") from None
+    found = subject_of(path.name, loaded, replace(run.work, **changes), store)
+    selector = run.selector or {}
+    level, budget = selector.get("level"), selector.get("budget_gb")
+    return replace(
+        found,
+        notes=(*found.notes, *uncounted(graph, run, loaded)),
+        level=level if isinstance(level, str) else None,
+        budget_gb=float(budget) if isinstance(budget, int | float) and budget else None,
+    )
 
 
 def subject_of(
@@ -128,17 +153,20 @@ def _of_file(path: Path) -> models.Models:
     return models.Models(models.diffusion_model(path))
 
 
-def _of_graph(graph: Graph) -> models.Models:
-    found = models.Models()
-    if graph.checkpoint is not None:
-        found = models.from_checkpoint(_full("checkpoints", graph.checkpoint))
-    if graph.unet is not None:
-        found.model = models.diffusion_model(_full("diffusion_models", graph.unet))
-    if graph.clips:
-        files = [_full("text_encoders", name) for name in graph.clips]
-        found.clip = models.text_encoders(files, graph.clip_type)
-    if graph.vae is not None:
-        found.vae = models.autoencoder(_full("vae", graph.vae))
+def _of_graph(run: Wired) -> models.Models:
+    """The models of a graph.
+
+    Raises:
+        ConfigError, PipelineLoadError: a file is missing, or it is none that ComfyUI knows.
+    """
+    parts = {}
+    for part, loaded in run.parts.items():
+        files = [_full(loaded.folder, name) for name in loaded.names]
+        parts[part] = plan_parts.asked_for(part, loaded, files)
+    left_out: dict[str, str] = {}
+    found = plan_parts.load(parts, left_out)
+    if left_out:
+        raise PipelineLoadError("; ".join(f"{part}: {why}" for part, why in left_out.items()))
     return found
 
 
@@ -148,13 +176,4 @@ def _full(kind: str, name: str) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    import folder_paths
-
-    if Path(name).is_file():
-        return Path(name)
-    found = folder_paths.get_full_path(kind, name)
-    if found is None:
-        raise ConfigError(
-            f"the graph loads {name}, and there is no such file in ComfyUI's {kind} folders"
-        )
-    return Path(found)
+    return Path(name) if Path(name).is_file() else plan_parts.file_of(kind, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from lowtide.memory.planner.cache import REMEMBERED, TraceCache, shared
 from lowtide.memory.planner.trace import TraceError, dump, key_of, load
@@ -108,3 +110,15 @@ def test_a_folder_that_takes_nothing_costs_nothing_else(tmp_path):
     place = tmp_path / "file"
     place.write_text("no folder")
     assert TraceCache(place).recorded({"x": 1}, made).storages == made().storages
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path):
+    store = TraceCache(tmp_path)
+    old, new = tmp_path / "a.part", tmp_path / "b.part"
+    for part in (old, new):
+        part.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    store.recorded({"x": 1}, made)
+    assert not old.exists() and new.exists(), "another process may be writing it"
+    store.clear()
+    assert list(tmp_path.iterdir()) == []

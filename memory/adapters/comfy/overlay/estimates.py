@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from ....planner.api_graph import Graph, links, well_formed
 from ....units import format_bytes
 from .. import executor, visits
 from ..patchers import residency_of
 from .answers import Found
 from .nodes_measured import last_signatures
-from .signature import Graph, links, well_formed
 
 logger = logging.getLogger("lowtide")
 

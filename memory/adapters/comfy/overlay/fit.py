@@ -15,11 +15,12 @@ from .... import backend, override
 from ....adapters import comfy
 from ....device import snapshot
 from ....levels import OptimizationLevel
+from ....planner.api_graph import Graph, well_formed
 from ....units import format_bytes
 from .. import dynamic
 from . import estimates, headers, nodes_measured, planned, tidy
 from .answers import Found, Unknown
-from .signature import Graph, signatures, well_formed
+from .signature import signatures
 
 _SELECTOR = "LowtideMemoryLevelSelector"
 _STRONGER = {

@@ -23,7 +23,9 @@ from ....foresight import Foreseen, TooSlow, Unpredicted
 from ....history_rows import Key
 from ....host import host_snapshot
 from ....levels import MemoryOptimizationConfig, OptimizationLevel
+from ....planner.api_graph import Graph, links
 from ....planner.predict import DECODE, DENOISE, ENCODE
+from ....planner.wired import JUDGED, samples
 from ....stage_names import OF_PLANNER
 from ....units import GIB, format_bytes
 from .. import dynamic, plan_process, prompt_server
@@ -31,8 +33,6 @@ from . import tidy
 from .answers import Found, Unknown
 from .estimates import cached
 from .question import STAGE, Question, question_of
-from .signature import Graph, links
-from .wired import JUDGED, samples
 
 logger = logging.getLogger("lowtide")
 

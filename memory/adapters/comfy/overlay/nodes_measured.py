@@ -8,9 +8,10 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+from ....planner.api_graph import Graph
 from ....timeline import DONE, NodeSpan, RunTimeline
 from ....units import format_bytes
-from .signature import Graph, signatures
+from .signature import signatures
 
 MOST = 4000
 """Nodes remembered; the one that has not run for longest is forgotten first."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,13 +22,15 @@ import torch
 from .... import profiles
 from ....device import snapshot
 from ....errors import LowtideError
+from ....later import Later
+from ....planner.api_graph import Graph, links
 from ....planner.predict import Turn, predict
+from ....planner.wired import beside
 from ....planner.work import Work
 from ....units import format_bytes
 from ... import comfy
 from .answers import Found, Unknown
 from .estimates import cached, latent_shape
-from .signature import Graph, links
 
 logger = logging.getLogger("lowtide")
 
@@ -34,12 +38,37 @@ PATIENCE = 0.25
 """Seconds to wait for a prediction before the next source is asked."""
 MOST = 500
 """Predictions remembered; those asked for longest ago are forgotten first."""
+AGAIN = 60.0
+"""Seconds until a node that could not be predicted is tried again."""
 
 _PENDING = Unknown("it is being predicted", pending=True)
 
+
+@dataclass
+class _Asked:
+    """One prediction that was asked for, ``at`` a moment of the monotonic clock."""
+
+    answer: Future[Found | None] = field(default_factory=Future)
+    at: float = field(default_factory=time.monotonic)
+
+    def stands(self) -> bool:
+        """Whether it need not be made again: not if it failed, a while ago."""
+        if not self.answer.done() or time.monotonic() - self.at < AGAIN:
+            return True
+        return self.answer.exception() is None and self.answer.result() is not None
+
+    def by(self, job: Callable[[], Found | None]) -> None:
+        """Answer it."""
+        try:
+            self.answer.set_result(job())
+        except Exception as error:  # told to whoever waits
+            logger.debug("a prediction failed", exc_info=True)
+            self.answer.set_exception(error)
+
+
 _lock = threading.Lock()
-_asked: OrderedDict[str, Future[Found | None]] = OrderedDict()
-_thread: ThreadPoolExecutor | None = None
+_asked: OrderedDict[str, _Asked] = OrderedDict()
+_later = Later("lowtide fit check")
 
 
 def predicted(graph: Graph, node: str, named: Mapping[str, str]) -> Found | Unknown | None:
@@ -50,13 +79,13 @@ def predicted(graph: Graph, node: str, named: Mapping[str, str]) -> Found | Unkn
     try:
         key = named[node]
         with _lock:
-            future = _asked.get(key)
-        if future is None:
+            asked = _asked.get(key)
+        if asked is None or not asked.stands():
             job = _job(graph, node, named)
             if job is None:
                 return None
-            future = _begin(key, job)
-        return future.result(timeout=PATIENCE)
+            asked = _begin(key, job)
+        return _PENDING if asked is None else asked.answer.result(timeout=PATIENCE)
     except Late:
         return _PENDING
     except Exception:  # a foreign model may lack whatever is asked of it
@@ -70,15 +99,17 @@ def forget() -> None:
         _asked.clear()
 
 
-def _begin(key: str, job: Callable[[], Found | None]) -> Future[Found | None]:
-    global _thread
+def _begin(key: str, job: Callable[[], Found | None]) -> _Asked | None:
+    """``None`` = so much waits already that it has to be asked for again."""
+    asked = _Asked()
     with _lock:
-        if _thread is None:
-            _thread = ThreadPoolExecutor(1, thread_name_prefix="lowtide-plan")
-        future = _asked[key] = _thread.submit(job)
+        if not _later.do(key, partial(asked.by, job)):
+            return _asked.get(key)
+        _asked[key] = asked
+        _asked.move_to_end(key)
         while len(_asked) > MOST:
             _asked.popitem(last=False)
-    return future
+    return asked
 
 
 def _job(graph: Graph, node: str, named: Mapping[str, str]) -> Callable[[], Found | None] | None:
@@ -96,7 +127,7 @@ def _job(graph: Graph, node: str, named: Mapping[str, str]) -> Callable[[], Foun
             return None
         guided = inputs.get("cfg") != 1
         work = _work(shape, scale, guided=guided)
-        return partial(_predict, work, "sampling", model=model)
+        return partial(_predict, work, "sampling", _beside(graph, node, named), model=model)
     if "vae" in linked and ("samples" in linked or "pixels" in linked):
         vae = cached(linked["vae"], named)
         if vae is None or getattr(vae, "first_stage_model", None) is None:
@@ -132,7 +163,21 @@ def _pixels(image: Any) -> list[int] | None:
     return [images, channels, height, width]
 
 
-def _predict(work: Work, what: str, **part: Any) -> Found | None:
+def _beside(graph: Graph, sampler: str, named: Mapping[str, str]) -> Found:
+    """Bytes of ControlNets that lie beside the model while it samples, and what is not counted."""
+    found = beside(graph, sampler)
+    count, said = 0, []
+    for link in found.controls:
+        control = cached(link, named)
+        if control is not None:
+            count += sum(int(patcher.model_size()) for patcher in control.get_models())
+    if count:
+        said.append(f"{format_bytes(count)} of ControlNets' weights")
+    said += [f"what {name} computes is not counted" for name in found.classes]
+    return count, ", ".join(said)
+
+
+def _predict(work: Work, what: str, more: Found = (0, ""), **part: Any) -> Found | None:
     # Not before there is something to predict: they import what takes ComfyUI's start longer.
     from ..plan_loaded import loaded_subject
     from ..plan_present import turn_as_it_is
@@ -147,7 +192,8 @@ def _predict(work: Work, what: str, **part: Any) -> Found | None:
     except LowtideError as error:
         logger.info("no prediction for %s: %s", what, error)
         return None
-    return peak, f"predicted for {what}: {_parts(turn, peak)}"
+    text = f"predicted for {what}: {_parts(turn, peak)}"
+    return peak + more[0], ", ".join(it for it in (text, more[1]) if it)
 
 
 def _parts(turn: Turn, peak: int) -> str:

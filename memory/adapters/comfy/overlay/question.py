@@ -21,14 +21,14 @@ from ....device import snapshot
 from ....errors import ConfigError
 from ....levels import MemoryOptimizationConfig, OptimizationLevel
 from ....override import Override
+from ....planner.api_graph import Graph
 from ....planner.predict import DECODE, DENOISE, ENCODE
+from ....planner.wired import Loaded, Wired, wired
 from ....strategies.attention import has_fused_kernel
 from ... import comfy
-from .signature import Graph
-from .wired import Loaded, Wired, wired
+from ..plan_parts import asked_for, file_of
 
 STAGE = {"clip": ENCODE, "model": DENOISE, "vae": DECODE}
-_ENDINGS = (".safetensors", ".sft")
 _kernels: dict[torch.device, str] = {}
 
 
@@ -71,13 +71,12 @@ def question_of(graph: Graph, forced: Override) -> Question:
     left_out: dict[str, str] = {}
     for part, loaded in run.parts.items():
         try:
-            files = [_file(loaded.folder, name) for name in loaded.names]
+            files = [file_of(loaded.folder, name) for name in loaded.names]
             state += [_state(file) for file in files]
         except ConfigError as error:
             left_out[STAGE[part]] = str(error)
             continue
-        kind = "checkpoint" if loaded.folder == "checkpoints" else part
-        parts[part] = {"kind": kind, "files": [str(file) for file in files], "type": loaded.type}
+        parts[part] = asked_for(part, loaded, files)
     if not parts:
         raise ConfigError("; ".join(left_out.values()))
     on_host = _on_host(run.parts)
@@ -96,17 +95,6 @@ def question_of(graph: Graph, forced: Override) -> Question:
     text = json.dumps([asked, state], sort_keys=True)
     key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     return Question(run, config, configs, asked, key, left_out)
-
-
-def _file(folder: str, name: str) -> Path:
-    import folder_paths
-
-    found = folder_paths.get_full_path(folder, name)
-    if found is None:
-        raise ConfigError(f"it loads {name}, which is not in ComfyUI's {folder} folders")
-    if not name.lower().endswith(_ENDINGS):
-        raise ConfigError(f"it loads {name}, and only safetensors have a header to predict from")
-    return Path(found).absolute()
 
 
 def _state(file: Path) -> tuple[int, int]:

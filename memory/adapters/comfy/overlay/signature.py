@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ....planner.api_graph import Graph, links, well_formed
+
 IGNORED = frozenset(("seed", "noise_seed", "control_after_generate", "filename_prefix"))
 """Inputs on which the memory a node takes does not depend."""
-
-Graph = Mapping[str, Mapping[str, Any]]
 
 
 def signatures(graph: Graph, setting: str = "") -> dict[str, str]:
@@ -38,27 +38,6 @@ def signatures(graph: Graph, setting: str = "") -> dict[str, str]:
             opened.add(node)
             todo += [node, *missing]
     return found
-
-
-def links(node: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
-    """Inputs that come from other nodes: name -> (node id, output)."""
-    return {
-        name: (value[0], value[1])
-        for name, value in node["inputs"].items()
-        if isinstance(value, list)
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and isinstance(value[1], int)
-    }
-
-
-def well_formed(node: Any) -> bool:
-    """Whether it is a node of the API format."""
-    return (
-        isinstance(node, Mapping)
-        and isinstance(node.get("class_type"), str)
-        and isinstance(node.get("inputs"), Mapping)
-    )
 
 
 def _sources(graph: Graph, node: str) -> list[str] | None:

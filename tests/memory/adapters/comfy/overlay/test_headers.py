@@ -13,10 +13,10 @@ from lowtide.memory.adapters.comfy import plan_process, prompt_server
 from lowtide.memory.adapters.comfy.overlay import headers
 from lowtide.memory.adapters.comfy.overlay.answers import Unknown
 from lowtide.memory.adapters.comfy.overlay.question import Question
-from lowtide.memory.adapters.comfy.overlay.wired import wired
 from lowtide.memory.errors import LowtideError
 from lowtide.memory.host import host_snapshot
 from lowtide.memory.levels import MemoryOptimizationConfig
+from lowtide.memory.planner.wired import wired
 from lowtide.memory.units import GIB
 from lowtide.tests.hosts import graphs
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ....errors import ConfigError
-from ....planner.predict import DECODE, DENOISE, ENCODE
-from ....planner.work import Work
-from .signature import Graph, links, well_formed
+from ..errors import ConfigError
+from .api_graph import Graph, links, well_formed
+from .predict import DECODE, DENOISE, ENCODE
+from .work import Work
 
 SAMPLER = "KSampler"
 JUDGED = {SAMPLER: DENOISE, "CLIPTextEncode": ENCODE, "VAEDecode": DECODE}
@@ -21,6 +21,8 @@ OPTIMIZE, SELECTOR = "LowtideOptimizePipeline", "LowtideMemoryLevelSelector"
 SETTINGS = "LowtideMemorySettings"
 
 _LATENTS = ("EmptyLatentImage", "EmptySD3LatentImage")
+_CONDITIONS = ("positive", "negative", "conditioning", "conditioning_1", "conditioning_2")
+_TEXT = "CLIPTextEncode"
 _STEPS = 20
 _MOST = 64
 """Nodes followed from one to its loader."""
@@ -90,6 +92,47 @@ def wired(graph: Graph) -> Wired:
         ConfigError: it has none or several, or one that hangs on what is not known here.
     """
     return _Reading({node: it for node, it in graph.items() if well_formed(it)}).found()
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What works beside a sampler's model.
+
+    Attributes:
+        classes: of nodes on the way to its model and its prompts whose memory is not known here.
+        controls: links that ControlNets come by.
+    """
+
+    classes: tuple[str, ...]
+    controls: tuple[tuple[str, int], ...]
+
+
+def beside(graph: Graph, sampler: str) -> Beside:
+    """What works beside the model of any well-formed node that samples."""
+    classes: dict[str, None] = {}
+    controls: dict[tuple[str, int], None] = {}
+    todo = [
+        (name, link[0])
+        for name, link in links(graph[sampler]).items()
+        if name in ("model", *_CONDITIONS)
+    ]
+    seen: set[tuple[str, str]] = set()
+    while todo:
+        name, node = todo.pop(0)
+        found = graph.get(node)
+        if (name, node) in seen or found is None or not well_formed(found):
+            continue
+        seen.add((name, node))
+        kind, linked = str(found["class_type"]), links(found)
+        if kind.startswith(_TEXT) or kind in _LOADERS["model"]:
+            continue
+        if kind != OPTIMIZE and not kind.startswith(_FREE):
+            classes[kind] = None
+        if "control_net" in linked:
+            controls[linked["control_net"]] = None
+        onward = ("model",) if name == "model" else _CONDITIONS
+        todo += [(it, linked[it][0]) for it in onward if it in linked]
+    return Beside(tuple(classes), tuple(controls))
 
 
 class _Reading:
@@ -198,17 +241,19 @@ class _Reading:
     def _loader(self, node: str, part: str) -> Loaded:
         """The files behind a node's input of that name."""
         link, kind = links(self.graph[node]).get(part), "nothing"
+        passed: dict[str, None] = {}
         for _ in range(_MOST):
             found = None if link is None else self.graph.get(link[0])
             if found is None or link is None:
                 break
             kind = self._class(found)
             if kind in _LOADERS[part]:
+                self.uncounted |= passed
                 return self._files(found, kind, part, link)
             if kind == OPTIMIZE:
                 self.optimizers[part] = link[0]
             elif not kind.startswith(_FREE):
-                self.uncounted[kind] = None
+                passed[kind] = None
             link = links(found).get(part)
         raise ConfigError(f"its {part.upper()} comes from {kind}, which is not known here")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from lowtide.memory.adapters.comfy.overlay.wired import Wired, wired
 from lowtide.memory.errors import ConfigError
+from lowtide.memory.planner.wired import Beside, Wired, beside, wired
 from lowtide.tests.hosts import graphs
 
 Graph = dict[str, dict[str, Any]]
@@ -98,6 +98,21 @@ def test_a_control_net_leaves_out_the_sampler_alone() -> None:
     )
 
 
+def test_what_works_beside_a_sampler_is_named() -> None:
+    graph = graphs.stock("x.safetensors")
+    assert beside(graph, "5") == Beside((), ())
+    graph["20"] = node("ControlNetApplyAdvanced", positive=["2", 0], negative=["3", 0],
+                       control_net=["21", 0])  # fmt: skip
+    graph["22"] = node("FluxGuidance", conditioning=["20", 0])
+    graph["23"] = node("ControlNetApply", conditioning=["22", 0], control_net=["24", 0])
+    graph["25"] = node("LoraLoader", model=["26", 0])
+    graph["26"] = node("ModelSamplingSD3", model=["25", 0])
+    graph["5"]["inputs"] |= {"positive": ["23", 0], "negative": ["20", 1], "model": ["25", 0]}
+    found = beside(graph, "5")
+    assert set(found.classes) == {"LoraLoader", "ControlNetApply", "ControlNetApplyAdvanced"}
+    assert set(found.controls) == {("21", 0), ("24", 0)}
+
+
 def test_another_vae_or_encoder_than_the_runs_own_is_left_out() -> None:
     graph = graphs.stock("x.safetensors")
     graph["20"] = node("CheckpointLoaderSimple", ckpt_name="y.safetensors")
@@ -108,6 +123,8 @@ def test_another_vae_or_encoder_than_the_runs_own_is_left_out() -> None:
     run = wired(graph)
     assert set(run.nodes) == {"2", "3", "5", "6"}
     assert set(run.left_out) == {"21", "22", "24"}
+    graph["30"] = node("CLIPLoaderGGUF")
+    assert wired(graph).uncounted == () and "CLIPLoaderGGUF" in wired(graph).left_out["24"]
     assert "another CLIP" in run.left_out["21"] and "comes from nothing" in run.left_out["24"]
 
 
