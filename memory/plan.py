@@ -119,7 +119,8 @@ def plan(
     Args:
         model: a diffusers pipeline, loaded or with weights on ``meta``; ``sd15``, ``sdxl``,
             ``flux``; the path of a pipeline's folder, or of a safetensors checkpoint.
-        size: edge of the image in pixels, or ``width`` and ``height``; ``None`` = the model's own.
+        size: edge of the image in pixels, or ``width`` and ``height``; ``None`` = 1024 (sd15:
+            512).
         batch: images made at once.
         steps: of denoising.
         level: the level to predict; ``auto`` goes by this machine's device. With a budget, leave it

@@ -11,11 +11,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from ...planner.api_graph import Graph, links, well_formed
+from ...planner.latents import size_of
 from ...planner.work import Work
+from .images import image_size
 
-_BACK = 64
-"""Nodes walked back from a sampler to the one that sets the size."""
-_FOUR_CHANNELS = "EmptyLatentImage"
 _STEPS, _CFG = 20, 7.0
 
 
@@ -33,7 +33,9 @@ def run_of(graph: Any, node: str) -> Run | None:
     Args:
         graph: ComfyUI's ``DynamicPrompt``.
     """
-    found = [_sampling(graph, sampler) for sampler in _downstream(graph, node)]
+    nodes = {it: graph.get_node(it) for it in graph.all_node_ids()}
+    nodes = {it: found for it, found in nodes.items() if well_formed(found)}
+    found = [_sampling(nodes, sampler) for sampler in _downstream(nodes, node)]
     runs = [run for run in found if run is not None]
     return max(
         runs, key=lambda run: run.work.batch * run.work.width * run.work.height, default=None
@@ -67,11 +69,11 @@ def current(node: str | None) -> Run | None:
     return run_of(found, node)
 
 
-def _downstream(graph: Any, node: str) -> list[str]:
+def _downstream(graph: Graph, node: str) -> list[str]:
     """Nodes that something of ``node`` reaches."""
     users: dict[str, list[str]] = {}
-    for one in graph.all_node_ids():
-        for source in _links(graph, one).values():
+    for one, said in graph.items():
+        for source, _ in links(said).values():
             users.setdefault(source, []).append(one)
     found: list[str] = []
     todo = [node]
@@ -83,51 +85,23 @@ def _downstream(graph: Any, node: str) -> list[str]:
     return found
 
 
-def _sampling(graph: Any, node: str) -> Run | None:
+def _sampling(graph: Graph, node: str) -> Run | None:
     """The run of a node that has a latent to work on; ``None`` of any other."""
-    back = _links(graph, node)
-    source = back.get("latent_image")
-    if source is None:
+    source = links(graph[node]).get("latent_image")
+    size = None if source is None else size_of(graph, source, image=image_size)
+    if size is None:
         return None
-    given = graph.get_node(node)["inputs"]
-    for _ in range(_BACK):
-        if not graph.has_node(source):
-            return None
-        inputs, links = graph.get_node(source)["inputs"], _links(graph, source)
-        if {"width", "height"} <= set(inputs):
-            return _of_size(graph.get_node(source), given)
-        onward = links.get("latent_image") or links.get("samples")
-        if onward is None:
-            return None
-        source = onward
-    return None
-
-
-def _of_size(latent: dict[str, Any], sampler: dict[str, Any]) -> Run | None:
-    inputs = latent["inputs"]
-    sizes = [inputs["width"], inputs["height"], inputs.get("batch_size", 1)]
-    frames = inputs.get("length", 1)
-    if not all(type(size) is int and size > 0 for size in (*sizes, frames)):
-        return None  # another node says so
-    steps, cfg = sampler.get("steps", _STEPS), sampler.get("cfg", _CFG)
+    given = graph[node]["inputs"]
+    steps, cfg = given.get("steps", _STEPS), given.get("cfg", _CFG)
     try:
         work = Work(
-            sizes[0],
-            sizes[1],
-            batch=sizes[2],
+            size.width,
+            size.height,
+            batch=size.batch,
             steps=steps if type(steps) is int and steps > 0 else _STEPS,
             guided=not (isinstance(cfg, (int, float)) and cfg == 1.0),
-            frames=frames,
+            frames=size.frames,
         )
     except ValueError:
         return None  # no image of that size can be planned
-    return Run(work, 4 if latent["class_type"] == _FOUR_CHANNELS else None)
-
-
-def _links(graph: Any, node: str) -> dict[str, str]:
-    """Linked inputs of a node, and the node each comes from."""
-    return {
-        name: str(value[0])
-        for name, value in graph.get_node(node)["inputs"].items()
-        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
-    }
+    return Run(work, size.channels)

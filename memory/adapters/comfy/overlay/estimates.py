@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 
-from ....planner.api_graph import Graph, links, well_formed
+from ....planner.api_graph import Graph, links
+from ....planner.latents import Size, size_of
 from ....units import format_bytes
 from .. import executor, visits
+from ..images import image_size
 from ..patchers import residency_of
 from .answers import Found
 from .nodes_measured import last_signatures
 
 logger = logging.getLogger("lowtide")
 
-_BACK = 64
-"""Nodes that are walked back from a sampler to the one that says how large its image is."""
+_FRAMES = 4
+"""Frames of a video to one of its latents', after the first."""
 
 
 def estimate(graph: Graph, node: str, named: Mapping[str, str]) -> Found | None:
@@ -45,7 +47,14 @@ def _sampling(
         return None
     latent = model.model.latent_format
     scale = int(getattr(latent, "spacial_downscale_ratio", 8))
-    shape = latent_shape(graph, linked["latent_image"], named, latent.latent_channels, scale)
+    shape = latent_shape(
+        graph,
+        linked["latent_image"],
+        named,
+        channels=latent.latent_channels,
+        scale=scale,
+        dimensions=latent.latent_dimensions,
+    )
     if shape is None:
         return None
     computing = int(model.model.memory_required([shape[0] * 2, *shape[1:]]))
@@ -58,8 +67,14 @@ def _decoding(
     vae = cached(linked["vae"], named)
     if vae is None or not hasattr(vae, "memory_used_decode"):
         return None
-    channels, scale = int(vae.latent_channels), int(vae.spacial_compression_decode())
-    shape = latent_shape(graph, linked["samples"], named, channels, scale)
+    shape = latent_shape(
+        graph,
+        linked["samples"],
+        named,
+        channels=int(vae.latent_channels),
+        scale=int(vae.spacial_compression_decode()),
+        dimensions=int(vae.latent_dim),
+    )
     if shape is None:
         return None
     computing = int(vae.memory_used_decode(shape, vae.vae_dtype))
@@ -92,26 +107,32 @@ def cached(link: tuple[str, int], named: Mapping[str, str]) -> Any:
 
 
 def latent_shape(
-    graph: Graph, link: tuple[str, int], named: Mapping[str, str], channels: int, scale: int
+    graph: Graph,
+    link: tuple[str, int],
+    named: Mapping[str, str],
+    *,
+    channels: int,
+    scale: int,
+    dimensions: int = 2,
 ) -> list[int] | None:
-    """Of the latents that come over a link: from the cache, or from the node that sets the size."""
-    for _ in range(_BACK):
-        held = cached(link, named)
-        samples = held.get("samples") if isinstance(held, dict) else None
-        if isinstance(samples, torch.Tensor) and samples.ndim >= 4:
-            return list(samples.shape)
-        found = graph.get(link[0])
-        if found is None or not well_formed(found):
+    """Of the latents that come over a link: from the cache, or from the node that sets the size.
+
+    Args:
+        channels, scale: of the model's latents, and pixels of the image to one of theirs.
+        dimensions: 3 = they have frames.
+    """
+
+    def held(link: tuple[str, int]) -> Size | None:
+        made = cached(link, named)
+        samples = made.get("samples") if isinstance(made, dict) else None
+        if not isinstance(samples, torch.Tensor) or samples.ndim < 4:
             return None
-        sizes = [found["inputs"].get(name, 1) for name in ("batch_size", "width", "height")]
-        if {"width", "height"} <= set(found["inputs"]):
-            if not all(type(size) is int and 0 < size <= 1 << 16 for size in sizes):
-                return None
-            batch, width, height = sizes
-            return [batch, channels, height // scale, width // scale]
-        back = links(found)
-        onward = back.get("latent_image") or back.get("samples")
-        if onward is None:
-            return None
-        link = onward
-    return None
+        batch, _, *frames, height, width = samples.shape
+        shown = _FRAMES * (frames[0] - 1) + 1 if frames else 1
+        return Size(width * scale, height * scale, batch, shown)
+
+    size = size_of(graph, link, image=image_size, held=held)
+    if size is None:
+        return None
+    frames = [(size.frames - 1) // _FRAMES + 1] if dimensions == 3 else []
+    return [size.batch, channels, *frames, size.height // scale, size.width // scale]

@@ -122,7 +122,14 @@ def _job(graph: Graph, node: str, named: Mapping[str, str]) -> Callable[[], Foun
             return None
         form = model.model.latent_format
         scale = int(getattr(form, "spacial_downscale_ratio", 8) or 8)
-        shape = latent_shape(graph, linked["latent_image"], named, int(form.latent_channels), scale)
+        shape = latent_shape(
+            graph,
+            linked["latent_image"],
+            named,
+            channels=int(form.latent_channels),
+            scale=scale,
+            dimensions=int(form.latent_dimensions),
+        )
         if shape is None:
             return None
         guided = inputs.get("cfg") != 1
@@ -134,8 +141,14 @@ def _job(graph: Graph, node: str, named: Mapping[str, str]) -> Callable[[], Foun
             return None
         if "samples" in linked:
             scale, what = int(vae.spacial_compression_decode()), "decoding"
-            channels = int(vae.latent_channels)
-            shape = latent_shape(graph, linked["samples"], named, channels, scale)
+            shape = latent_shape(
+                graph,
+                linked["samples"],
+                named,
+                channels=int(vae.latent_channels),
+                scale=scale,
+                dimensions=int(vae.latent_dim),
+            )
         else:
             scale, what = 1, "encoding"
             shape = _pixels(cached(linked["pixels"], named))

@@ -35,6 +35,7 @@ PLACES = {
     "between": ("npu",),
     "moments": ("npu",),
     "copies": ("npu", "cuda"),
+    "images": ("cpu",),
     "inference": ("npu",),
     "copies_returned": ("npu", "cuda"),
     "rescued": ("npu",),
