@@ -41,7 +41,7 @@ def test_control_nets_are_counted_by_their_weights_and_named(
     monkeypatch.setattr(planned.profiles, "known", lambda *_: profile)
     monkeypatch.setattr(plan_loaded, "loaded_subject", lambda *_, **__: None)
     monkeypatch.setattr(plan_present, "turn_as_it_is", lambda *_: turn)
-    form = SimpleNamespace(latent_channels=4)
+    form = SimpleNamespace(latent_channels=4, latent_dimensions=2)
     model = SimpleNamespace(model_size=lambda: 0, model=SimpleNamespace(latent_format=form))
     net = SimpleNamespace(get_models=lambda: [SimpleNamespace(model_size=lambda: 5 * MIB)] * 2)
     held: dict[str, Any] = {"1": model, "21": net}
