@@ -14,6 +14,7 @@ import pytest
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _PLACE = re.compile(r"(?<![a-z])(cpu|npu|cuda)(?![a-z])")
 _OWN_PROCESS = {
+    "test_beside_core.py": "core",
     "test_inside.py": "inside",
     "test_matrix.py": "held",
     "test_plan_accuracy.py": "plans",

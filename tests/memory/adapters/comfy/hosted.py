@@ -49,7 +49,6 @@ class Hosted:
 
     def _environment(self) -> dict[str, str]:
         env = {**os.environ, "LOWTIDE_TEST_SHAPES": str(families(self.installation))}
-        env["PYTHONDONTWRITEBYTECODE"] = "1"
         env["LOWTIDE_PROFILE"] = "off"  # tests count what is copied
         if self.place != "cpu":
             env |= {"PYTHONPATH": str(SITE), "LOWTIDE_SIM": self.place}

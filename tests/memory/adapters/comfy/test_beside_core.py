@@ -1,0 +1,30 @@
+"""A budget moves no more than ComfyUI itself where that peaks as high, from an empty device."""
+
+from __future__ import annotations
+
+import pytest
+from lowtide.memory.adapters.comfy.measured import SLACK
+from lowtide.tests.hosts.comfyui import Installation, survey
+from lowtide.tests.memory.adapters.comfy.hosted import FAMILIES, hosted
+
+INSTALLATIONS, REFUSED = survey()
+CALLS = 8
+"""Of the model, at most: 4 steps, positive and negative prompt apart."""
+
+
+@pytest.mark.host
+@pytest.mark.skipif(not INSTALLATIONS, reason="; ".join(REFUSED))
+@pytest.mark.parametrize("installation", INSTALLATIONS or [None], ids=str)
+@pytest.mark.parametrize("shape", FAMILIES)
+# Of the older ComfyUI these models have 128 MB at least, whatever is free.
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_at_the_same_peak_a_budget_moves_no_more(
+    installation: Installation, shape: str, share: float
+) -> None:
+    found = hosted(installation, "npu", "core").ask(
+        "beside_core", "beside_core", shape=shape, share=share
+    )
+    core, ours = found["core"], found["ours"]
+    assert ours["peak"] <= core["peak"]
+    # What a budget keeps free for the allocator is streamed in each call.
+    assert ours["moved"] <= core["moved"] + CALLS * SLACK, found
