@@ -14,10 +14,10 @@ CALLS = 8
 
 @pytest.mark.host
 @pytest.mark.skipif(not INSTALLATIONS, reason="; ".join(REFUSED))
-@pytest.mark.parametrize("installation", INSTALLATIONS or [None], ids=str)
 @pytest.mark.parametrize("shape", FAMILIES)
 # Of the older ComfyUI these models have 128 MB at least, whatever is free.
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("installation", INSTALLATIONS or [None], ids=str)  # the slowest to change
 def test_at_the_same_peak_a_budget_moves_no_more(
     installation: Installation, shape: str, share: float
 ) -> None:
