@@ -98,9 +98,12 @@ def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: 
         clone = clip.clone()
         clone.patcher = _following(share.clip, clone.patcher, part, entries)
         return clone
-    clone = leaving(clip)
+    waits = config.offload == "none"  # only a budget has it leave
+    clone = leaving(clip, waits=waits)
     clone.patcher = _capped(config, share.clip, clone.patcher, part, entries)
-    entries.append(Applied("leave when idle", part, "off the device after encoding", _unplug))
+    when = "off the device after encoding"
+    when += ", at the last node that does where all of it is there" if waits else ""
+    entries.append(Applied("leave when idle", part, when, _unplug))
     return clone
 
 

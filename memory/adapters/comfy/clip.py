@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .budget import Turn
 from .models import leave_device
 from .patchers import residency_of
+from .waiting import leave_or_wait
 
 if TYPE_CHECKING:
     _Clip = Any
@@ -21,12 +22,15 @@ class LeavingClip(_Clip):
 
     lowtide_working: bool = False
     lowtide_stays: bool = False
+    lowtide_waits: bool = False
+    """Whether it stays for the next node of the prompt that encodes with it."""
 
     def clone(self, *args: Any, **kwargs: Any) -> Any:
         """The core's clone, which would forget the class."""
         clone = super().clone(*args, **kwargs)
         clone.__class__ = type(self)
         clone.lowtide_stays = self.lowtide_stays
+        clone.lowtide_waits = self.lowtide_waits
         return clone
 
     def encode_from_tokens(self, *args: Any, **kwargs: Any) -> Any:
@@ -67,7 +71,10 @@ class LeavingClip(_Clip):
             try:
                 turn.end(failed=not done)
             finally:
-                leave_device(self.patcher)
+                if done and self.lowtide_waits:
+                    leave_or_wait(self.patcher)
+                else:
+                    leave_device(self.patcher)
 
 
 def _shape_of(tokens: Any) -> Any:
@@ -81,8 +88,12 @@ def _shape_of(tokens: Any) -> Any:
     )
 
 
-def leaving(clip: Any) -> Any:
-    """A clone of a CLIP that leaves the device when idle; ``clip`` stays as it is."""
+def leaving(clip: Any, *, waits: bool = False) -> Any:
+    """A clone of a CLIP that leaves the device when idle; ``clip`` stays as it is.
+
+    Args:
+        waits: whether it stays while a later node of the prompt encodes with it.
+    """
     clone = clip.clone()
     base = type(clone)
     if not issubclass(base, LeavingClip):
@@ -91,6 +102,7 @@ def leaving(clip: Any) -> Any:
             known = _classes[base] = type(f"Leaving{base.__name__}", (LeavingClip, base), {})
         clone.__class__ = known
     clone.lowtide_stays = False
+    clone.lowtide_waits = waits
     return clone
 
 

@@ -18,7 +18,7 @@ from ... import backend, override, verified
 from ...levels import MemoryOptimizationConfig
 from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Listener, Release, Timelines
 from . import asked, between, deferred, host_copies, learned, moved, plan_choice, rescue, visits
-from .graph import moment_of, needed_patchers
+from .graph import moment_of
 from .listening import listen
 from .prompt import Prompt
 from .spans import Recorder
@@ -122,6 +122,12 @@ def caches() -> Any:
     """ComfyUI's caches of the prompt that runs, or ran last; ``None`` where none was followed."""
     found = _state["executor"]()
     return None if found is None else found.caches
+
+
+def running() -> Prompt | None:
+    """The prompt that runs, if it is followed."""
+    found: Prompt | None = _state["prompt"]
+    return found
 
 
 def timelines() -> list[dict[str, Any]]:
@@ -278,13 +284,7 @@ def _clean_after(node: str, prompt: Prompt) -> None:
         return visits.outputs_of(caches, one)
 
     note = _noting(prompt)
-    between.after_node(
-        node,
-        lambda: needed_patchers(graph, prompt.done, outputs),
-        note,
-        always=prompt.always,
-        config=config,
-    )
+    between.after_node(node, prompt.needed, note, always=prompt.always, config=config)
     moment = None if config.cleanup == "off" else moment_of(graph, node, outputs)
     if moment is not None:
         between.at(moment, node, config, note)

@@ -7,7 +7,8 @@ from typing import Any
 
 from ...levels import MemoryOptimizationConfig
 from ...rescue import TRIES, ladder
-from . import asking, learned
+from . import asking, learned, visits, waiting
+from .graph import needed_patchers
 from .patchers import residency_of
 from .spans import Recorder
 
@@ -37,8 +38,25 @@ class Prompt:
         self.config = config
         self.always = self.always or (config.cleanup == "always" and config.on_exit)
 
+    def needed(self, *, begun: bool = True) -> list[Any] | None:
+        """Patchers that nodes need which have not ended, ``None`` where that is not known.
+
+        Args:
+            begun: whether nodes count that have begun.
+        """
+        if self.executor is None or self.registry is None:
+            return None
+        past = self.done if begun else self.done | self.ran
+
+        def outputs(node: str) -> list[Any] | None:
+            made = visits.outputs_of(self.executor.caches, node)
+            return [] if made is None and node not in self.done and node in past else made
+
+        return needed_patchers(self.registry.dynprompt, past, outputs)
+
     def end(self, status: str, message: dict[str, Any]) -> None:
         """It has ended; ``message`` is ComfyUI's about that, with the node it ended in, if any."""
+        waiting.end()
         recorder, node = self.recorder, message.get("node_id")
         if node is not None:
             learned.take(self, node)
