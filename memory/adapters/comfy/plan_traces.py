@@ -73,12 +73,20 @@ class ComfyTraces:
         """What the models do under ``config``, in order; under its budget, as it settles."""
         found: list[Turn] = []
         if self.models.clip is not None:
-            found += [self.clip_turn(config)] * (2 if self.guided else 1)
+            found += self._texts(self.clip_turn(config), config)
         if self.models.model is not None:
             found.append(self.model_turn(config))
         if self.models.vae is not None:
             found.append(self.vae_turn(DECODE_WORK, config))
         return found
+
+    def _texts(self, turn: Turn, config: MemoryOptimizationConfig) -> list[Turn]:
+        """The prompt's texts: an encoder that only a budget has leave comes once for all."""
+        count = 2 if self.guided else 1
+        waits = config.budget_bytes is not None and config.offload == "none"
+        if waits and not turn.placement.streams:
+            return [replace(turn, calls=count)]
+        return [turn] * count
 
     def clip_turn(self, config: MemoryOptimizationConfig) -> Turn:
         """One encoding. Older cores compute where the embeddings lie, which may be the host."""

@@ -65,3 +65,14 @@ def test_the_peak_of_every_stage_is_within_a_percent(
         # A budget is refused where the prediction is over it as well, and nowhere else.
         assert highest > found["budget"], found
     assert found["budget"] is None or found["refused"] or highest <= found["budget"]
+
+
+@pytest.mark.parametrize(("level", "share", "times"), [("none", 1.0, 1), ("balanced", 1.0, 2)])
+@pytest.mark.parametrize("installation", INSTALLATIONS or [None], ids=str)
+def test_a_text_encoder_is_predicted_to_come_as_often_as_it_does(
+    installation: Installation, level: str, share: float, times: int
+) -> None:
+    """As test_waiting shows."""
+    process = hosted(installation, "npu", "plans")
+    found = process.ask("planned", "encoding", level=level, share=share)
+    assert found["moved"] == pytest.approx(times * found["weights"], rel=0.02)

@@ -80,6 +80,15 @@ def case(shape: str, level: str, share: float | None = None) -> dict[str, Any]:
     }
 
 
+def encoding(level: str, share: float) -> dict[str, int]:
+    """Bytes predicted to move while SD1.5 encodes its texts under a budget, and the weights."""
+    one = subject("sd15")
+    budget = int(one.model.model_size() * share)
+    config, _ = MemoryLevelSelector().run(level, budget / GIB, "pressure")
+    found = prediction(subject_for(one), config, COSTS).stages["encode"]
+    return {"moved": found.moved_bytes, "weights": int(one.clip.patcher.model_size())}
+
+
 def subject_for(one: Subject, **parts: Any) -> Any:
     """What is predicted of a family, its parts as loaded or as given."""
     factor = int(one.vae.spacial_compression_decode())
