@@ -143,7 +143,7 @@ def _onward(node: Mapping[str, Any], changes: list[_Change]) -> Link | None:
         changes.append(lambda size: replace(size, batch=size.batch * amount))
     elif kind in _ENCODERS:
         changes.append(_encoded)
-    elif "model" in linked:
+    elif {"model", "guider"} & set(linked):
         changes.append(lambda size: replace(size, channels=None))  # those of that model now
     elif not _keeps(kind, linked):
         return None

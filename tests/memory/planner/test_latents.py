@@ -46,6 +46,10 @@ def pictures(name: str) -> tuple[int, int] | None:
     [
         ((EMPTY,), Size(512, 768, 2, 1, 4)),
         ((EMPTY, SAMPLER), Size(512, 768, 2)),
+        (
+            (EMPTY, node("SamplerCustomAdvanced", guider=["9", 0], latent_image=None)),
+            Size(512, 768, 2),
+        ),
         ((EMPTY, SAMPLER, node("LatentUpscaleBy", samples=None, scale_by=1.5)), Size(768, 1152, 2)),
         (
             (EMPTY, SAMPLER, node("LatentUpscale", samples=None, width=1024, height=0)),
