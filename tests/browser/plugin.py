@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 from lowtide.tests.hosts.plugin import FULL
 
-from .frontends import Missing, chromium
+from .frontends import Missing, chromium, frontends
 
 
 def missing() -> str | None:
@@ -28,7 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects Nodes 2.0 on frontends that have none, and what one frontend has shown."""
+    """Deselects Nodes 2.0 on frontends that have none, and what one frontend has shown.
+
+    LOWTIDE_TEST_HOSTS=full takes every test in every frontend, with both kinds of nodes.
+    """
     unwanted = [item for item in items if not _possible(item)]
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
@@ -42,7 +45,10 @@ def _possible(item: pytest.Item) -> bool:
         return True
     if item.get_closest_marker("newest") and not FULL and not frontend.separate:
         return False
-    return frontend.has_nodes_2 or not callspec.params.get("nodes_2")
+    kind = callspec.params.get("nodes_2")
+    if kind is not None and not FULL and frontends()[1:] and kind != frontend.separate:
+        return False  # HTML nodes in the newest, the classic ones in the others
+    return frontend.has_nodes_2 or not kind
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
