@@ -104,7 +104,7 @@ bench-plan: setup
 	  $(PY) -m lowtide plan --speed || status=1; exit $$status
 
 bench-vae: setup
-	for size in 1024 2048; do for vae in small small-16 full; do \
+	for size in 1024 2048; do for vae in small small-16 full full-16; do \
 	  $(PY) -m lowtide bench --vae $$vae --size $$size --simulate npu; done; done
 
 bench-sdxl: setup

@@ -56,7 +56,12 @@ class Prompt:
 
     def end(self, status: str, message: dict[str, Any]) -> None:
         """It has ended; ``message`` is ComfyUI's about that, with the node it ended in, if any."""
-        waiting.end()
+        try:
+            waiting.end()
+        finally:
+            self._close(status, message)
+
+    def _close(self, status: str, message: dict[str, Any]) -> None:
         recorder, node = self.recorder, message.get("node_id")
         if node is not None:
             learned.take(self, node)

@@ -23,7 +23,7 @@ from lowtide.memory.monitor import MemoryMonitor
 from lowtide.memory.optimizer import MemoryOptimizer
 from lowtide.memory.planner import recent
 from lowtide.memory.planner.work import Work
-from lowtide.memory.units import MIB
+from lowtide.memory.units import MIB, parse_bytes
 from lowtide.tests.memory.tiny import held
 
 WORK = Work(64, 64, steps=2)
@@ -267,8 +267,6 @@ def test_what_was_predicted_is_what_runs(patient: None, accelerator: Any) -> Non
 def test_a_budget_nothing_keeps_names_the_smallest_that_does(
     patient: None, accelerator: Any
 ) -> None:
-    from lowtide.memory.units import parse_bytes
-
     one = handle(plain(), accelerator.device, config("fastest", budget_bytes=MIB))
     with pytest.raises(BudgetError, match="does not hold this pipeline") as caught:
         generate(one)

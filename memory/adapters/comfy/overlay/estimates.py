@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,16 +46,7 @@ def _sampling(
     model = cached(linked["model"], named)
     if model is None or not hasattr(model, "model_size"):
         return None
-    latent = model.model.latent_format
-    scale = int(getattr(latent, "spacial_downscale_ratio", 8))
-    shape = latent_shape(
-        graph,
-        linked["latent_image"],
-        named,
-        channels=latent.latent_channels,
-        scale=scale,
-        dimensions=latent.latent_dimensions,
-    )
+    shape = latent_shape(graph, linked["latent_image"], named, of_model(model))
     if shape is None:
         return None
     computing = int(model.model.memory_required([shape[0] * 2, *shape[1:]]))
@@ -67,14 +59,7 @@ def _decoding(
     vae = cached(linked["vae"], named)
     if vae is None or not hasattr(vae, "memory_used_decode"):
         return None
-    shape = latent_shape(
-        graph,
-        linked["samples"],
-        named,
-        channels=int(vae.latent_channels),
-        scale=int(vae.spacial_compression_decode()),
-        dimensions=int(vae.latent_dim),
-    )
+    shape = latent_shape(graph, linked["samples"], named, of_vae(vae))
     if shape is None:
         return None
     computing = int(vae.memory_used_decode(shape, vae.vae_dtype))
@@ -106,21 +91,38 @@ def cached(link: tuple[str, int], named: Mapping[str, str]) -> Any:
     return values[socket][0]
 
 
-def latent_shape(
-    graph: Graph,
-    link: tuple[str, int],
-    named: Mapping[str, str],
-    *,
-    channels: int,
-    scale: int,
-    dimensions: int = 2,
-) -> list[int] | None:
-    """Of the latents that come over a link: from the cache, or from the node that sets the size.
+@dataclass(frozen=True)
+class Latents:
+    """What a model's latents are like.
 
-    Args:
-        channels, scale: of the model's latents, and pixels of the image to one of theirs.
+    Attributes:
+        scale: pixels of the image to one of theirs.
         dimensions: 3 = they have frames.
     """
+
+    channels: int
+    scale: int
+    dimensions: int
+
+
+def of_model(model: Any) -> Latents:
+    """Those that a MODEL samples."""
+    form = model.model.latent_format
+    scale = getattr(form, "spacial_downscale_ratio", None) or 8
+    return Latents(int(form.latent_channels), int(scale), int(form.latent_dimensions))
+
+
+def of_vae(vae: Any) -> Latents:
+    """Those that a VAE decodes."""
+    scale = int(vae.spacial_compression_decode())
+    return Latents(int(vae.latent_channels), scale, int(vae.latent_dim))
+
+
+def latent_shape(
+    graph: Graph, link: tuple[str, int], named: Mapping[str, str], like: Latents
+) -> list[int] | None:
+    """Of the latents that come over a link: from the cache, or from the node that sets the size."""
+    scale = like.scale
 
     def held(link: tuple[str, int]) -> Size | None:
         made = cached(link, named)
@@ -134,5 +136,5 @@ def latent_shape(
     size = size_of(graph, link, image=image_size, held=held)
     if size is None:
         return None
-    frames = [(size.frames - 1) // _FRAMES + 1] if dimensions == 3 else []
-    return [size.batch, channels, *frames, size.height // scale, size.width // scale]
+    frames = [(size.frames - 1) // _FRAMES + 1] if like.dimensions == 3 else []
+    return [size.batch, like.channels, *frames, size.height // scale, size.width // scale]

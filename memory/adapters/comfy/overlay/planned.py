@@ -30,7 +30,7 @@ from ....planner.work import Work
 from ....units import format_bytes
 from ... import comfy
 from .answers import Found, Unknown
-from .estimates import cached, latent_shape
+from .estimates import cached, latent_shape, of_model, of_vae
 
 logger = logging.getLogger("lowtide")
 
@@ -120,35 +120,21 @@ def _job(graph: Graph, node: str, named: Mapping[str, str]) -> Callable[[], Foun
         model = cached(linked["model"], named)
         if model is None or not hasattr(model, "model_size"):
             return None
-        form = model.model.latent_format
-        scale = int(getattr(form, "spacial_downscale_ratio", 8) or 8)
-        shape = latent_shape(
-            graph,
-            linked["latent_image"],
-            named,
-            channels=int(form.latent_channels),
-            scale=scale,
-            dimensions=int(form.latent_dimensions),
-        )
+        like = of_model(model)
+        shape = latent_shape(graph, linked["latent_image"], named, like)
         if shape is None:
             return None
         guided = inputs.get("cfg") != 1
-        work = _work(shape, scale, guided=guided)
+        work = _work(shape, like.scale, guided=guided)
         return partial(_predict, work, "sampling", _beside(graph, node, named), model=model)
     if "vae" in linked and ("samples" in linked or "pixels" in linked):
         vae = cached(linked["vae"], named)
         if vae is None or getattr(vae, "first_stage_model", None) is None:
             return None
         if "samples" in linked:
-            scale, what = int(vae.spacial_compression_decode()), "decoding"
-            shape = latent_shape(
-                graph,
-                linked["samples"],
-                named,
-                channels=int(vae.latent_channels),
-                scale=scale,
-                dimensions=int(vae.latent_dim),
-            )
+            like = of_vae(vae)
+            scale, what = like.scale, "decoding"
+            shape = latent_shape(graph, linked["samples"], named, like)
         else:
             scale, what = 1, "encoding"
             shape = _pixels(cached(linked["pixels"], named))
