@@ -17,7 +17,7 @@ from .chunking import chunk, held_bytes
 from .clip import leaving, staying
 from .compatibility import left_alone, stays
 from .patchers import Residency, is_dynamic, marked, residency_of, with_residency
-from .shares import Share, check_parts, divide, leaves_when_idle, policy, residency_for
+from .shares import Share, check_parts, divide, leaves_when_idle, policy, residency_for, stays_under
 from .vae import TilingVae, VaePlan, described, tiling
 from .vae_jobs import tiles
 
@@ -30,6 +30,7 @@ _ON_HOST = (
     "the model computes where its originals are kept, on the host, and would only take more room; "
     "keep_originals=False stores it in half the RAM"
 )
+_AFTER_ITS_TURN = "off the device as far as other parts need the budget, at the latest by cleanup"
 _AFTER_A_RUN = {
     "always": "off the device after each run",
     "pressure": "off the device after a run that leaves memory short",
@@ -68,7 +69,7 @@ def to_control_net(
         return control_net
     patcher = controls.patcher_of(control_net)
     when = "after sampling"
-    if share.model is None or not share.model.leave:
+    if share.model is None or not (share.model.leave or share.model.stays):
         when = "when a MODEL of Optimize Pipeline that leaves too has sampled with it"
     capped = _sampled(config, share.control, patcher, "control net", entries, when)
     return control_net if capped is patcher else controls.with_patcher(control_net, capped)
@@ -98,11 +99,9 @@ def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: 
         clone = clip.clone()
         clone.patcher = _following(share.clip, clone.patcher, part, entries)
         return clone
-    waits = config.offload == "none"  # only a budget has it leave
-    clone = leaving(clip, waits=waits)
+    clone = leaving(clip)
     clone.patcher = _capped(config, share.clip, clone.patcher, part, entries)
-    when = "off the device after encoding"
-    when += ", at the last node that does where all of it is there" if waits else ""
+    when = _AFTER_ITS_TURN if stays_under(config) else "off the device after encoding"
     entries.append(Applied("leave when idle", part, when, _unplug))
     return clone
 
@@ -144,7 +143,7 @@ def to_vae(config: MemoryOptimizationConfig, share: Share, vae: Any, entries: En
     if plan.leave and stays(twin.patcher):
         entries.append(Skipped("leave when idle", "vae", str(stays(twin.patcher))))
     elif plan.leave:
-        detail = "off the device after decoding or encoding"
+        detail = _AFTER_ITS_TURN if plan.stays else "off the device after decoding or encoding"
         entries.append(Applied("leave when idle", "vae", detail, _unplug))
     else:
         twin.patcher = _following(follows, twin.patcher, "vae", entries)
@@ -183,11 +182,12 @@ def _sampled(
     strategy = "leave when idle"
     if stays(patcher):
         entries.append(Skipped(strategy, part, str(stays(patcher))))
-    elif not residency.leave:
+    elif not (residency.leave or residency.stays):
         entries.append(Skipped(strategy, part, f"not part of level {config.level.value}"))
     else:
         clone = marked(patcher, residency) if clone is patcher else clone
-        entries.append(Applied(strategy, part, f"off the device {when}", _unplug))
+        detail = _AFTER_ITS_TURN if residency.stays else f"off the device {when}"
+        entries.append(Applied(strategy, part, detail, _unplug))
     if part == "model" and clone is not patcher:
         sampling.watch(clone)
     return clone

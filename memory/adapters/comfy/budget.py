@@ -11,9 +11,10 @@ from ... import backend
 from ...errors import BudgetError
 from ...peaks import PeakWindow
 from ...units import GIB, format_bytes
+from . import staying
 from .limits import padding, streaming_bytes, streams_all
 from .measured import Need, recall, remember
-from .patchers import Budgeted, Residency, marked, residency_of, with_residency
+from .patchers import Budgeted, Residency, expect, marked, residency_of, with_residency
 
 logger = logging.getLogger("lowtide")
 
@@ -21,26 +22,38 @@ _WIDGET_STEP = GIB / 1000
 """What the budget's widget rounds to: a budget named here must be one that can be given."""
 
 
-def make_room(patcher: Any, budget: int | None, need: int) -> None:
-    """Take other models off the device if ``need`` bytes would not fit under the budget."""
+def make_room(parts: Sequence[Any], budget: int | None, need: int) -> None:
+    """Take other models off the device if ``need`` bytes of ``parts`` would not fit beside them.
+
+    Of those that stay under a budget as much as is missing; of others all, where that is too
+    little. With the budget itself as ``need`` nothing stays.
+    """
     if budget is None:
         return
-    held = backend.allocated(backend.device_of(patcher.load_device))
-    if held is None:
+    from .models import unload_others
+
+    missing = _beside(parts) + need - budget
+    if missing <= 0:
         return
-    from .models import loaded_bytes, unload_others
-
-    others = held - loaded_bytes(patcher)
-    if others > 0 and others + need > budget:
-        unload_others(patcher)
+    staying.give_way(parts, missing)
+    if _beside(parts) + need > budget:
+        unload_others(*parts)
 
 
-def under(patcher: Any, budget: int, *, whole: bool = False) -> Any:
-    """A clone for turns under ``budget``; with ``whole`` its weights are never streamed.
+def _beside(parts: Sequence[Any]) -> int:
+    """Bytes on the device besides the weights of ``parts``; 0 where the backend does not say."""
+    from .models import loaded_bytes
+
+    held = backend.allocated(backend.device_of(parts[0].load_device))
+    return 0 if held is None else max(0, held - sum(map(loaded_bytes, parts)))
+
+
+def under(patcher: Any, residency: Residency, *, whole: bool = False) -> Any:
+    """A clone for turns under a budget; with ``whole`` its weights are never streamed.
 
     Nor are they where a layer cannot be: the core would leave it behind on the host.
     """
-    residency = Residency(budget=budget, streaming=streaming_bytes(patcher))
+    residency = replace(residency, streaming=streaming_bytes(patcher))
     if whole or not streams_all(patcher.model):
         return marked(patcher, replace(residency, streaming=0))
     return with_residency(patcher, residency)
@@ -66,7 +79,8 @@ class Measured:
     """The peak over a block, while ``parts`` keep what they have on the device.
 
     After the block ``peak`` is the most bytes allocated, ``resident`` the weights among them,
-    ``beside`` the rest, and ``base`` what was there besides the weights when the block began.
+    ``kept`` those of models that stay for a turn of theirs, ``beside`` the rest, and ``base`` what
+    was there besides the weights when the block began.
     ``afresh`` is what to expect of ``beside`` where the core has yet to make its streaming
     buffers: while one grows, the smaller one is still there. All are ``None`` where the backend
     does not say.
@@ -77,7 +91,7 @@ class Measured:
         self.peak: int | None = None
         self.window: PeakWindow | None = None
         self._grown = 0
-        self.resident = self.beside = self.base = self.afresh = 0
+        self.resident = self.beside = self.base = self.afresh = self.kept = 0
 
     def __enter__(self) -> Measured:
         from .models import largest_cast_buffer
@@ -89,17 +103,19 @@ class Measured:
         return self
 
     def base_now(self) -> int:
-        """Bytes allocated at this moment besides the weights of the parts and streaming buffers."""
+        """Bytes allocated at this moment besides weights and streaming buffers."""
         from .models import cast_buffers
 
         held = backend.allocated(backend.device_of(self.parts[0].load_device)) or 0
-        return max(0, held - _resident(self.parts) - cast_buffers())
+        kept = staying.bytes_beside(self.parts)
+        return max(0, held - _resident(self.parts) - kept - cast_buffers())
 
     def __exit__(self, *_: object) -> None:
         if self.window is not None:
             self.peak = self.window.close().allocated
         self.resident = _resident(self.parts)
-        self.beside = max(0, (self.peak or 0) - self.resident)
+        self.kept = staying.bytes_beside(self.parts)
+        self.beside = max(0, (self.peak or 0) - self.resident - self.kept)
         self.afresh = self.beside + self._grown
 
 
@@ -134,9 +150,11 @@ class Turn:
         if room is None and self.estimate is not None:
             room = budget - self.estimate
         whole = room is not None and room >= size
-        make_room(patcher, budget, budget - room + size if whole and room is not None else budget)
+        measured = known is not None and whole and room is not None
+        make_room([patcher], budget, budget - room + size if measured and room else budget)
         if isinstance(patcher, Budgeted):
             patcher.lowtide_room = size if whole else 0
+            expect(patcher)
         self.measured.__enter__()
 
     def end(self, failed: bool) -> None:
@@ -150,12 +168,14 @@ class Turn:
             return
         found.__exit__()
         self.patcher.lowtide_room = None
+        expect(self.patcher, False)
         if failed or found.peak is None:
             return
         remember(self.patcher.model, self.question, Need(found.afresh, found.resident))
         if found.peak <= budget:
             return
-        if found.resident == 0 or not isinstance(self.patcher, Budgeted):
+        alone = not found.kept
+        if alone and (found.resident == 0 or not isinstance(self.patcher, Budgeted)):
             refuse(self.patcher, budget, found.peak, self.what, self.smaller)
         over(budget, found.peak, self.what)
 
@@ -163,8 +183,8 @@ class Turn:
 def over(budget: int, peak: int, what: str) -> None:
     """Say that a peak went over the budget once; the next one will not."""
     logger.warning(
-        "the %s took %s at its peak, more than the budget of %s: more of its weights are streamed "
-        "from now on",
+        "the %s took %s at its peak, more than the budget of %s: fewer weights stay beside it from "
+        "now on",
         what,
         format_bytes(peak),
         format_bytes(budget),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .budget import Turn
-from .models import leave_device
 from .patchers import residency_of
-from .waiting import leave_or_wait
+from .staying import after_turn
 
 if TYPE_CHECKING:
     _Clip = Any
@@ -22,15 +21,12 @@ class LeavingClip(_Clip):
 
     lowtide_working: bool = False
     lowtide_stays: bool = False
-    lowtide_waits: bool = False
-    """Whether it stays for the next node of the prompt that encodes with it."""
 
     def clone(self, *args: Any, **kwargs: Any) -> Any:
         """The core's clone, which would forget the class."""
         clone = super().clone(*args, **kwargs)
         clone.__class__ = type(self)
         clone.lowtide_stays = self.lowtide_stays
-        clone.lowtide_waits = self.lowtide_waits
         return clone
 
     def encode_from_tokens(self, *args: Any, **kwargs: Any) -> Any:
@@ -71,10 +67,7 @@ class LeavingClip(_Clip):
             try:
                 turn.end(failed=not done)
             finally:
-                if done and self.lowtide_waits:
-                    leave_or_wait(self.patcher)
-                else:
-                    leave_device(self.patcher)
+                after_turn(self.patcher, failed=not done)
 
 
 def _shape_of(tokens: Any) -> Any:
@@ -88,12 +81,8 @@ def _shape_of(tokens: Any) -> Any:
     )
 
 
-def leaving(clip: Any, *, waits: bool = False) -> Any:
-    """A clone of a CLIP that leaves the device when idle; ``clip`` stays as it is.
-
-    Args:
-        waits: whether it stays while a later node of the prompt encodes with it.
-    """
+def leaving(clip: Any) -> Any:
+    """A clone of a CLIP that leaves the device when idle; ``clip`` stays as it is."""
     clone = clip.clone()
     base = type(clone)
     if not issubclass(base, LeavingClip):
@@ -102,7 +91,6 @@ def leaving(clip: Any, *, waits: bool = False) -> Any:
             known = _classes[base] = type(f"Leaving{base.__name__}", (LeavingClip, base), {})
         clone.__class__ = known
     clone.lowtide_stays = False
-    clone.lowtide_waits = waits
     return clone
 
 

@@ -246,7 +246,7 @@ def _tried(attempt: Attempt) -> None:
 def _started(node: str) -> None:
     prompt: Prompt | None = _state["prompt"]
     if prompt is not None:
-        prompt.ran.add(node)
+        prompt.begins(node)
         if prompt.recorder is not None:
             prompt.recorder.start(node)
 
@@ -264,7 +264,7 @@ def _finished(node: str, prompt_id: str) -> None:
     prompt: Prompt | None = _state["prompt"]
     if prompt is None:
         return
-    prompt.done.add(node)
+    prompt.ends(node)
     if node not in prompt.ran:
         visits.visit(prompt.executor, prompt.registry, node, prompt_id)
         return

@@ -9,6 +9,7 @@ fits beside those before it and what is kept for streaming.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ class Layer:
 
     streamed: int
     size: int
+    name: str
     streams: bool
 
 
@@ -50,34 +52,58 @@ def layers_of(patcher: Any) -> list[Layer]:
                 extra += 2 * weight.numel() * dtype.itemsize
             elif weight.dtype != dtype:
                 extra += weight.numel() * dtype.itemsize
-        found.append(Layer(size + extra, size, streams))
+        found.append(Layer(size + extra, size, name, streams))
     return sorted(found, reverse=True)
 
 
 def residents(layers: list[Layer], limit: float, streams: int) -> int:
     """Bytes the core would keep on the device under ``limit``, with that many copy streams."""
+    return sum(layer.size for layer in _chosen(layers, limit, streams))
+
+
+def kept_under(patcher: Any, limit: float) -> tuple[frozenset[str], int]:
+    """Names and bytes of the layers the core would keep on the device under ``limit``."""
+    layers = layers_of(patcher)
+    if limit > patcher.model_size():
+        found = layers
+    elif _reserves(patcher):
+        found = list(_chosen(layers, limit, _streams()))
+    else:
+        by_size = sorted(layers, key=lambda layer: (layer.size, layer.name), reverse=True)
+        found = list(_chosen(by_size, limit, None))
+    return frozenset(layer.name for layer in found), sum(layer.size for layer in found)
+
+
+def resident_layers(patcher: Any) -> frozenset[str]:
+    """Names of the layers the core has put on the device one by one."""
+    found = patcher.model.named_modules()
+    return frozenset(name for name, it in found if getattr(it, "comfy_patched_weights", False))
+
+
+def _chosen(layers: list[Layer], limit: float, streams: int | None) -> Iterator[Layer]:
+    """``streams`` is ``None`` for a core that keeps nothing of the limit for what it streams."""
     resident = reserve = 0
     for index, layer in enumerate(layers):
-        ahead = sum(nearby.size for nearby in layers[index + 1 : index + 1 + streams])
-        needed = max(reserve, layer.streamed + ahead)
+        needed = 0
+        if streams is not None:
+            ahead = sum(nearby.size for nearby in layers[index + 1 : index + 1 + streams])
+            needed = max(reserve, layer.streamed + ahead)
         if resident + layer.size + needed < limit:
             resident += layer.size
+            yield layer
         else:
             reserve = needed
-    return resident
 
 
 def limit_for(patcher: Any, cap: int) -> int:
     """The largest limit under which the core keeps at most ``cap`` bytes resident."""
-    import comfy.model_management as mm
-
-    if not hasattr(patcher.model, "model_offload_buffer_memory"):
+    if not _reserves(patcher):
         return cap
     layers = layers_of(patcher)
     total = sum(layer.size for layer in layers)
     if cap >= total or cap <= 0:
         return cap
-    streams = int(getattr(mm, "NUM_STREAMS", 0) or 0)
+    streams = _streams()
     low, high = cap, cap + total + sum(layer.streamed for layer in layers[: streams + 1])
     while low < high:
         middle = (low + high + 1) // 2
@@ -91,13 +117,10 @@ def limit_for(patcher: Any, cap: int) -> int:
 
 def streaming_bytes(patcher: Any) -> int:
     """Bytes on the device while the largest streamed leaves compute, LoRA temporaries included."""
-    import comfy.model_management as mm
-
-    streams = int(getattr(mm, "NUM_STREAMS", 0) or 0)
     sizes = sorted(
         (streamed(patcher, *found, TEMPORARY) for found in leaves_of(patcher)), reverse=True
     )
-    return sum(sizes[: 1 + streams])
+    return sum(sizes[: 1 + _streams()])
 
 
 def hooked_bytes(patcher: Any) -> int:
@@ -155,6 +178,17 @@ def streamed(patcher: Any, name: str, module: Any, temporary: int) -> int:
             cast = 2 * count
         size += weight.nbytes + cast + (temporary * count if is_patched else 0)
     return size
+
+
+def _reserves(patcher: Any) -> bool:
+    """Whether the core keeps something of a limit for what it streams."""
+    return hasattr(patcher.model, "model_offload_buffer_memory")
+
+
+def _streams() -> int:
+    import comfy.model_management as mm
+
+    return int(getattr(mm, "NUM_STREAMS", 0) or 0)
 
 
 def _casts(patcher: Any) -> bool:

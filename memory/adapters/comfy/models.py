@@ -69,8 +69,8 @@ def unload(patcher: Any) -> None:
     drop_cast_buffers()
 
 
-def unload_others(patcher: Any) -> None:
-    """Take every model but this one and its clones off its device.
+def unload_others(*patchers: Any) -> None:
+    """Take every model but these and their clones off their device.
 
     A model in the middle of a sampling stays where it is and has all its weights streamed: nobody
     would load it again before its next step.
@@ -79,13 +79,13 @@ def unload_others(patcher: Any) -> None:
 
     keep = []
     for entry in list(mm.current_loaded_models):
-        if entry.model is None or patcher.is_clone(entry.model):
+        if entry.model is None or any(patcher.is_clone(entry.model) for patcher in patchers):
             keep.append(entry)
-        elif _samples(entry.model):
+        elif samples(entry.model):
             keep.append(entry)
-            if entry.device == patcher.load_device and streams_all(entry.model.model):
+            if entry.device == patchers[0].load_device and streams_all(entry.model.model):
                 entry.model.partially_unload(entry.model.offload_device, _EVERYTHING)
-    mm.free_memory(_EVERYTHING, patcher.load_device, keep)
+    mm.free_memory(_EVERYTHING, patchers[0].load_device, keep)
 
 
 def unload_all(keep: frozenset[str] = frozenset()) -> None:
@@ -173,10 +173,10 @@ def pinned_bytes() -> int:
 
 def any_samples() -> bool:
     """Whether a loaded model is in the middle of a sampling."""
-    return any(map(_samples, _patchers()))
+    return any(map(samples, _patchers()))
 
 
-def _samples(patcher: Any) -> bool:
+def samples(patcher: Any) -> bool:
     """Whether a sampling of this patcher's model has begun and not ended."""
     return getattr(patcher.model, "current_patcher", None) is not None
 

@@ -18,7 +18,7 @@ from ... import backend
 from .exact_lora import attach
 from .float8_patcher import Float8Patches
 from .inference_weights import renew
-from .limits import limit_for, padding
+from .limits import kept_under, layers_of, limit_for, padding, resident_layers
 
 ATTACHMENT = "lowtide"
 _targets: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
@@ -26,6 +26,9 @@ _targets: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
 _placers: weakref.WeakKeyDictionary[Any, object] = weakref.WeakKeyDictionary()
 """The mark of the clone that placed a shared model's weights last."""
+
+_expected: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Shared models that one of our clones is about to load."""
 
 _FLOOR = 0.1
 """The smallest load the core takes for "partly": it reads 0 as "everything"."""
@@ -47,6 +50,8 @@ class Residency:
         streaming: bytes a streamed leaf needs on the device while it computes.
         activations: bytes set aside for them where nothing was measured.
         leave: take the model off the device once it has sampled.
+        stays: let it stay after its turn as far as the next one has room beside it.
+        turn: of a prompt's stages the one it has: text encoder, model (or control net), vae.
         cleanup: when the model leaves the device after a run: off, pressure, always.
         plan: the name of the configuration it came from, for the history.
     """
@@ -59,6 +64,8 @@ class Residency:
     by_free: bool = False
     leave: bool = False
     plan: str = ""
+    stays: bool = False
+    turn: str = "model"
 
     def weights(self, activations: int | None) -> int | None:
         """Most bytes of weights resident beside ``activations``; ``None`` = no cap."""
@@ -81,6 +88,7 @@ class Budgeted(Float8Patches):
         """Load up to the cap; the core's own method otherwise. Returns bytes added."""
         cap = self._cap()
         model = self.model
+        _expected.discard(model)
         _placers[model] = self.__dict__.setdefault("lowtide_mark", object())
         renew(model)
         if cap is None:
@@ -97,21 +105,30 @@ class Budgeted(Float8Patches):
         # With a limit of the model's size the core would keep some of it in reserve.
         limit = limit_for(self, cap) if cap < self.model_size() else math.inf
         allowed = min(extra_memory + used, limit)
+        if limit == math.inf and allowed > self.model_size():
+            allowed = math.inf  # everything, however much is free
         settled = same and used > 0 and model.model_lowvram
-        if not stale and (used > cap or (settled and allowed < _targets.get(model, 0))):
+        if not stale and used > cap:
             self._repatch_and_shrink(used - cap)
             return 0
-        target = _targets.get(model, 0)
-        if settled and target < allowed <= target + self.model_size() // WORTH:
-            allowed = target
-        elif settled and allowed > target:
-            # Hazard: with more memory the core may choose larger leaves in place of small ones that
-            # are resident; it would leave those on the device uncounted, and patch them twice.
-            self._repatch_and_shrink(used)
-            used = model.model_loaded_weight_memory
+        if settled and allowed != _targets.get(model):
+            chosen, size = kept_under(self, allowed)
+            if size - used <= self.model_size() // WORTH:
+                self._repatch_and_shrink(0)
+                return 0
+            if not resident_layers(self) <= chosen:
+                # Hazard: the core may choose larger leaves in place of small ones that are
+                # resident; it would leave those on the device uncounted, and patch them twice.
+                self._repatch_and_shrink(used)
+                used = model.model_loaded_weight_memory
         allowed = max(_FLOOR if stale else used + _FLOOR, allowed)
         _targets[model] = allowed
         super().partially_load(device_to, allowed - used, force_patch_weights=force_patch_weights)
+        if settled and used and self._uncounted():
+            # The core chose others than foreseen.
+            self._repatch_and_shrink(self.model_size())
+            model.model_loaded_weight_memory = 0
+            super().partially_load(device_to, allowed, force_patch_weights=force_patch_weights)
         surplus = model.model_loaded_weight_memory - cap
         if surplus > 0 and model.model_lowvram:
             self.partially_unload(self.offload_device, surplus)
@@ -151,6 +168,12 @@ class Budgeted(Float8Patches):
             cap = min(most)
         return max(0, cap - padding(self))
 
+    def _uncounted(self) -> bool:
+        """Whether more layers lie on the device than the core counts."""
+        there = resident_layers(self)
+        held = sum(layer.size for layer in layers_of(self) if layer.name in there)
+        return held > int(self.model.model_loaded_weight_memory)
+
     def _repatch_and_shrink(self, surplus: int) -> None:
         """Take this clone's object patches, then ``surplus`` bytes off the device.
 
@@ -169,9 +192,11 @@ class Budgeted(Float8Patches):
         The core detaches with ``unpatch_all=False`` when another clone takes over; a partly
         loaded model would then reach the core's own ``partially_load``, with the hazard above.
         It does so too with a clone that is dropped, while another may be computing with the
-        weights: only the clone that placed them takes them off.
+        weights: only the clone that placed them takes them off. And with one that it loads again,
+        or in whose place it loads another of ours: see ``expect``.
         """
         placed = _placers.get(self.model) is self.__dict__.get("lowtide_mark", self)
+        placed = placed and self.model not in _expected
         if placed and self.model.model_lowvram and residency_of(self) is not None:
             unpatch_all = True
         detached = super().detach(unpatch_all=unpatch_all)
@@ -233,6 +258,17 @@ def enforce(patcher: Any) -> None:
         if known is None:
             known = _classes[base] = type(f"Budgeted{base.__name__}", (Budgeted, base), {})
         patcher.__class__ = known
+
+
+def expect(patcher: Any, coming: bool = True) -> None:
+    """Say that this patcher is about to be loaded: what is resident of its model stays until then.
+
+    Only where a ``Budgeted`` one follows: it alone can go on from a partly loaded model.
+    """
+    if coming and isinstance(patcher, Budgeted):
+        _expected.add(patcher.model)
+    else:
+        _expected.discard(patcher.model)
 
 
 def forget(model: Any) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...levels import MemoryOptimizationConfig
 from ...rescue import TRIES, ladder
-from . import asking, learned, visits, waiting
+from . import acquainted, asking, learned, staying, visits
 from .graph import needed_patchers
 from .patchers import residency_of
 from .spans import Recorder
+
+logger = logging.getLogger("lowtide")
 
 
 @dataclass
@@ -30,6 +33,8 @@ class Prompt:
     rescue: str = "off"
     learns: bool = True
     """Whether its figures go to the history."""
+    strangers: set[str] = field(default_factory=set)
+    """Nodes that run and may take memory of the device that no budget knows of."""
     work: dict[str, learned.Work] = field(default_factory=dict)
     """What its nodes worked on."""
 
@@ -37,6 +42,28 @@ class Prompt:
         """Clean up by this configuration from now on."""
         self.config = config
         self.always = self.always or (config.cleanup == "always" and config.on_exit)
+
+    def begins(self, node: str) -> None:
+        """A node begins to run; what stays on the device under a budget leaves for a stranger."""
+        self.ran.add(node)
+        if self.executor is None or self.registry is None:
+            return
+        try:
+            known = acquainted.known(self.registry.dynprompt, node, self._outputs)
+        except Exception:
+            logger.exception("Lowtide does not know what node %s does", node)
+            known = False
+        if not known:
+            self.strangers.add(node)
+            staying.all_leave()
+
+    def ends(self, node: str) -> None:
+        """A node has ended, or was found cached."""
+        self.done.add(node)
+        self.strangers.discard(node)
+
+    def _outputs(self, node: str) -> list[Any] | None:
+        return visits.outputs_of(self.executor.caches, node)
 
     def needed(self, *, begun: bool = True) -> list[Any] | None:
         """Patchers that nodes need which have not ended, ``None`` where that is not known.
@@ -56,12 +83,6 @@ class Prompt:
 
     def end(self, status: str, message: dict[str, Any]) -> None:
         """It has ended; ``message`` is ComfyUI's about that, with the node it ended in, if any."""
-        try:
-            waiting.end()
-        finally:
-            self._close(status, message)
-
-    def _close(self, status: str, message: dict[str, Any]) -> None:
         recorder, node = self.recorder, message.get("node_id")
         if node is not None:
             learned.take(self, node)
@@ -79,13 +100,13 @@ class Prompt:
         return "always" if self.always else "off"
 
     def leaves_soon(self, patcher: Any) -> bool:
-        """Whether a model that is loaded now leaves within this prompt, and stays on the host."""
+        """Whether a model that is loaded now may leave within this prompt, and stay on the host."""
         if self.config.cleanup_host:
             return False
         residency = residency_of(patcher)
         if residency is None:
             return self.always
-        return residency.leave or residency.cleanup == "always"
+        return residency.leave or residency.stays or residency.cleanup == "always"
 
     def agreed(self, node: str) -> bool:
         """Whether a node that is out of memory may run again; asks, where that is the setting."""

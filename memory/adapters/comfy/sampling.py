@@ -22,9 +22,10 @@ from .budget import Measured, make_room, over, refuse
 from .forecast import Forecast
 from .limits import hooked_bytes, padding, streaming_bytes
 from .measured import SLACK, Need, recall, remember
-from .models import largest_cast_buffer, leave_device
-from .patchers import WORTH, Budgeted, enforce, is_dynamic, residency_of
+from .models import largest_cast_buffer
+from .patchers import WORTH, Budgeted, enforce, expect, is_dynamic, residency_of
 from .questions import active, controls_of, of_run, of_step
+from .staying import after_turn
 
 logger = logging.getLogger("lowtide")
 
@@ -73,17 +74,21 @@ def watch(patcher: Any) -> None:
 def around_sampling(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """The whole of a sampling; the models that are to leave do so at its end, errors included."""
     guider = executor.class_obj
+    done = False
     try:
-        return executor(*args, **kwargs)
+        result = executor(*args, **kwargs)
+        done = True
+        return result
     finally:
         patcher = guider.model_patcher
         conds = getattr(guider, "conds", None) or {}
         for part in (patcher, *controls_of(conds)):
             vars(part).pop("lowtide_run", None)
             vars(part).pop("lowtide_room", None)
+            expect(part, False)
             residency = residency_of(part)
-            if residency is not None and residency.leave:
-                leave_device(part)
+            if residency is not None and (residency.leave or residency.stays):
+                after_turn(part, failed=not done)
 
 
 def before_sampling(
@@ -153,10 +158,14 @@ def _prepare(patcher: Any, budget: int, noise_shape: Any, conds: Any) -> None:
     room = None if known is None else known.room(left)
     patcher.lowtide_run = Run(budget, question, start)
     _share_out(parts, start if room is None else room)
-    if room is None or known is None:
-        make_room(patcher, budget, budget)
-    else:
-        make_room(patcher, budget, known.beside + min(room, int(patcher.model_size())))
+    make_room(parts, budget, budget if room is None else _need(parts, budget, room))
+    for part in parts:
+        expect(part)
+
+
+def _need(parts: list[Any], budget: int, room: int) -> int:
+    """Bytes that the parts take of a budget that has ``room`` for their weights."""
+    return budget - room + min(room, sum(int(part.model_size()) + padding(part) for part in parts))
 
 
 class _Step:
@@ -180,6 +189,7 @@ class _Step:
         if together is not None and single is not None and self.count > 1:
             self._place(single.room(self.budget) or 0, grow=False)
             return self._measure(predict, False, grow=False)[0]
+        make_room(self.parts, self.budget, self.budget)
         self._place(self.run.start, grow=False)
         if self.count <= 1 or self.run.start > 0:
             return self._measure(predict, True)[0]
@@ -219,11 +229,11 @@ class _Step:
         self._remember(together, Need(found.afresh, found.resident))
         if found.peak > self.budget:
             several = together and self.count > 1
-            if found.resident == 0 and not several:
+            if found.resident == 0 and not found.kept and not several:
                 smaller = "a smaller image or a smaller batch"
                 refuse(self.parts[0], self.budget, found.peak, "model", smaller)
             over(self.budget, found.peak, "model")
-            self.run.together[self.question] = together and found.resident > 0
+            self.run.together[self.question] = together and found.resident + found.kept > 0
             self.run.beside = max(self.run.beside, found.beside)
             self._place(self.budget - self.run.beside - SLACK, grow=False)
         elif grow and (found.beside > self.run.beside or self.question not in self.run.grown):
@@ -250,6 +260,7 @@ class _Step:
         """Let the parts keep ``room`` bytes of weights between them, and move what that takes."""
         import comfy.model_management as mm
 
+        make_room(self.parts, self.budget, _need(self.parts, self.budget, max(0, room)))
         _share_out(self.parts, room)
         device = self.parts[0].load_device
         for part in self.parts:

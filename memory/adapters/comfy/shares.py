@@ -61,6 +61,8 @@ def divide(
             config.budget_bytes,
             _chunk(config),
             plan=plan_name(config),
+            stays=stays_under(config),
+            cleanup=policy(config),
         ),
         None
         if controls.patcher_of(control_net) is None
@@ -87,6 +89,11 @@ def check_parts(*, model: Any, clip: Any, vae: Any, control_net: Any) -> None:
 def leaves_when_idle(config: MemoryOptimizationConfig) -> bool:
     """Whether text encoder and VAE leave the device once their node is done."""
     return config.offload != "none" or config.budget_bytes is not None
+
+
+def stays_under(config: MemoryOptimizationConfig) -> bool:
+    """Whether models stay after their turn, where the budget leaves room: see ``staying``."""
+    return config.budget_bytes is not None and config.offload == "none"
 
 
 def policy(config: MemoryOptimizationConfig) -> str:
@@ -133,8 +140,10 @@ def residency_for(config: MemoryOptimizationConfig, patcher: Any, part: str) -> 
         beside,
         policy(config),
         by_free=bool(share),
-        leave=samples and leaves_when_idle(config),
+        leave=samples and config.offload != "none",
         plan=plan_name(config),
+        stays=stays_under(config),
+        turn="model" if samples else part,
     )
 
 

@@ -18,8 +18,8 @@ from ...levels import MemoryOptimizationConfig
 from ...strategies.exact_tiling import known, strips
 from .budget import Turn, make_room, under
 from .compatibility import left_alone
-from .models import leave_device
-from .patchers import is_dynamic
+from .patchers import Residency, is_dynamic
+from .staying import after_turn
 from .tile import clamped, given, pixels_shape
 from .vae_jobs import Job, choose, gentle, is_tiny, tiles, tiles_itself
 from .vae_room import room_of, weights_of
@@ -40,7 +40,8 @@ class VaePlan:
 
     ``chunk`` is how many images of a batch are worked on at once; ``None`` leaves it to the core,
     which takes as many as it has memory for. ``exact`` is settled by ``tiling``: strips instead of
-    blended tiles. ``plan`` is the configuration's name, for the history.
+    blended tiles. ``plan`` is the configuration's name, for the history. ``stays`` and ``cleanup``
+    are those of a ``Residency``, under a budget.
     """
 
     config: MemoryOptimizationConfig | None
@@ -49,6 +50,8 @@ class VaePlan:
     chunk: int | None = None
     exact: bool = False
     plan: str = ""
+    stays: bool = False
+    cleanup: str = "off"
 
 
 class TilingVae(_Vae):
@@ -156,7 +159,7 @@ class _Working:
             self.turn = self._turn(job)
             self.turn.begin()
         except BaseException:  # without an __enter__ there is no __exit__
-            self._leave()
+            self._leave(failed=True)
             raise
         if self.cut and self.asked is None:
             size = "x".join(str(length) for length in self.shape[-2:])
@@ -169,7 +172,7 @@ class _Working:
         job = self._job(settled=False)
         if budget is None:
             return job
-        make_room(vae.patcher, budget, job.need + weights_of(vae))
+        make_room([vae.patcher], budget, job.need + weights_of(vae))
         # What is still there does not leave, and the job has to do beside it.
         return self._job(settled=True)
 
@@ -192,12 +195,12 @@ class _Working:
         try:
             self.turn.end(failed=kind is not None)
         finally:
-            self._leave()
+            self._leave(failed=kind is not None)
 
-    def _leave(self) -> None:
+    def _leave(self, *, failed: bool) -> None:
         self.vae.lowtide_job = None
         if self.vae.lowtide_plan.leave:
-            leave_device(self.vae.patcher)
+            after_turn(self.vae.patcher, failed=failed)
 
 
 def tiling(vae: Any, plan: VaePlan) -> Any:
@@ -218,7 +221,8 @@ def tiling(vae: Any, plan: VaePlan) -> Any:
     twin.patcher = vae.patcher.clone()
     if plan.budget is not None and not is_dynamic(vae.patcher) and left_alone(vae.patcher) is None:
         whole = bool(getattr(vae, "disable_offload", False))
-        twin.patcher = under(twin.patcher, plan.budget, whole=whole)
+        residency = Residency(None, plan.budget, cleanup=plan.cleanup, stays=plan.stays, turn="vae")
+        twin.patcher = under(twin.patcher, residency, whole=whole)
     base = type(twin)
     if not issubclass(base, TilingVae):
         known = _classes.get(base)

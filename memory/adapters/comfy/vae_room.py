@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ... import backend
+from . import staying
 from .models import loaded_bytes, loaded_models
 from .patchers import residency_of
 
@@ -46,7 +47,8 @@ def room_of(vae: Any, budget: int | None, *, settled: bool = False) -> Room:
         return _free(vae)
     most = max(0, budget - weights_of(vae))
     held = backend.allocated(backend.device_of(vae.patcher.load_device))
-    others = 0 if held is None else max(0, held - loaded_bytes(vae.patcher))
+    away = loaded_bytes(vae.patcher) + staying.bytes_beside([vae.patcher])  # it gives way in part
+    others = 0 if held is None else max(0, held - away)
     spare = max(0, most - others)
     return Room(spare if settled else most, spare)
 

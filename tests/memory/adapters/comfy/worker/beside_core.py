@@ -22,7 +22,7 @@ WARM = 3
 
 
 @contextlib.contextmanager
-def _small(room: int) -> Iterator[None]:
+def small(room: int) -> Iterator[None]:
     """ComfyUI takes the device for one of ``room`` bytes, and keeps its estimate of a run free.
 
     The gigabyte that it keeps besides is more than these models take.
@@ -53,7 +53,7 @@ def beside_core(shape: str, share: float) -> dict[str, Any]:
     one = subject(shape)
     estimate = int(one.model.memory_required([2, one.shape.channels, EDGE, EDGE]))
     prompts = conditioning(one.shape, one.clip, 0)
-    with _small(estimate + int(share * one.model.model_size())):
+    with small(estimate + int(share * one.model.model_size())):
         core = _moved(one, prompts, one.model, one.vae)
     measurements.forget_all()
     config, _ = MemoryLevelSelector().run("none", core["peak"] / GIB, "always")

@@ -1,0 +1,115 @@
+"""Models that stay on the device when their turn under a budget is over, and who gives way to whom.
+
+A budget without a level has no model leave for its own sake. What was there for one turn stays for
+the next of its kind, and each turn takes off the device what it has no room beside, as far as it
+was measured; where nothing was, it has the device for itself. Which model comes again latest gives
+way first.
+
+They stay within prompts that Lowtide follows, and while nodes run of which it is known that they
+use the device only through models that are under a budget: everybody else finds it empty. With the
+policy ``always`` they stay only for a later node of the same prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .models import drop_cast_buffers, empty_caches, leave_device, samples
+from .patchers import Budgeted, is_dynamic, residency_of
+
+logger = logging.getLogger("lowtide")
+
+ENCODER, DENOISER, VAE = "text encoder", "model", "vae"
+_TURNS = (ENCODER, DENOISER, VAE)
+"""In the order of a prompt."""
+
+
+def after_turn(patcher: Any, *, failed: bool = False) -> None:
+    """The model's turn is over: off the device, unless it stays."""
+    if failed or not _stays(patcher):
+        leave_device(patcher)
+    else:
+        drop_cast_buffers()
+        empty_caches()
+
+
+def resident() -> list[Any]:
+    """Patchers of models that stayed, or whose turn it is."""
+    import comfy.model_management as mm
+
+    found = [entry.model for entry in list(mm.current_loaded_models)]
+    return [it for it in found if it is not None and _may_stay(it) and it.loaded_size() > 0]
+
+
+def bytes_beside(parts: Sequence[Any]) -> int:
+    """Bytes of the weights that stayed on the device of ``parts``, theirs not among them."""
+    return sum(int(other.loaded_size()) for other in _others(parts))
+
+
+def give_way(parts: Sequence[Any], missing: int) -> None:
+    """Take ``missing`` bytes of what stayed off the device of ``parts``, as far as there is any."""
+    turn = _turn_of(parts[0])
+    for other in sorted(_others(parts), key=lambda other: _soon(turn, _turn_of(other))):
+        if missing <= 0:
+            break
+        there = int(other.loaded_size())
+        if missing < there and isinstance(other, Budgeted):
+            missing -= int(other.partially_unload(other.offload_device, missing))
+        else:
+            leave_device(other)
+            missing -= there
+    empty_caches()
+
+
+def all_leave() -> None:
+    """Take all that stayed off their devices."""
+    for patcher in resident():
+        if not samples(patcher):
+            leave_device(patcher)
+
+
+def _stays(patcher: Any) -> bool:
+    """Whether a model stays now."""
+    from .executor import running
+
+    residency = residency_of(patcher)
+    if residency is None or not _may_stay(patcher) or not patcher.loaded_size():
+        return False
+    try:
+        prompt = running()
+        if prompt is None or prompt.executor is None or prompt.strangers:
+            return False
+        if residency.cleanup != "always":
+            return True
+        later = prompt.needed(begun=False)
+    except Exception:
+        logger.exception("Lowtide does not know what comes next; %s leaves", type(patcher.model))
+        return False
+    return any(patcher.is_clone(other) for other in later or ())
+
+
+def _may_stay(patcher: Any) -> bool:
+    residency = residency_of(patcher)
+    return residency is not None and residency.stays and not is_dynamic(patcher)
+
+
+def _others(parts: Sequence[Any]) -> Iterator[Any]:
+    for other in resident():
+        elsewhere = other.load_device != parts[0].load_device
+        if not (elsewhere or samples(other) or any(part.is_clone(other) for part in parts)):
+            yield other
+
+
+def _turn_of(patcher: Any) -> int:
+    residency = residency_of(patcher)
+    return _TURNS.index(DENOISER) if residency is None else _TURNS.index(residency.turn)
+
+
+def _soon(now: int, turn: int) -> tuple[bool, int]:
+    """Sorts what comes again latest first, with the turn ``now``.
+
+    Text encoders before all: as a rule the next prompt has the same texts, and needs none.
+    """
+    return (turn != _TURNS.index(ENCODER), -((turn - now) % len(_TURNS) or len(_TURNS)))
