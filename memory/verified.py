@@ -60,13 +60,19 @@ class Verified:
         }
 
 
-def text(stages: Iterable[Verified], budget: int | None = None) -> list[str]:
-    """Lines for a person, of the stages that say something, and whether a budget was kept."""
+def text(
+    stages: Iterable[Verified], budget: int | None = None, highest: int | None = None
+) -> list[str]:
+    """Lines for a person, of the stages that say something, and whether a budget was kept.
+
+    Args:
+        highest: bytes at the peak with what stayed there beside the stages' own.
+    """
     told = [it for it in stages if it.predicted is not None]
     lines = [f"  {it.text()}" for it in told]
     measured = [it.measured for it in stages if it.measured is not None]
     if budget is not None and measured:
-        highest = max(measured)
+        highest = max(measured) if highest is None else highest
         kept = "kept" if highest <= budget else f"exceeded by {format_bytes(highest - budget)}"
         lines.append(f"  budget of {format_bytes(budget)}: {kept} ({format_bytes(highest)} used)")
     return lines
@@ -78,28 +84,38 @@ MOST_RUNS = 32
 
 @dataclass(frozen=True)
 class Run:
-    """Stages of one model or pipeline that have run, and the budget they ran under in bytes."""
+    """Stages of one model or pipeline that have run, and the budget they ran under in bytes.
+
+    ``highest`` is the peak with models beside that stayed for turns of theirs; ``None`` = none did.
+    """
 
     name: str
     stages: tuple[Verified, ...]
     budget: int | None = None
+    highest: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         stages = [stage.to_dict() for stage in self.stages]
-        return {"name": self.name, "budget": self.budget, "stages": stages}
+        figures = {"budget": self.budget, "highest": self.highest}
+        return {"name": self.name, **figures, "stages": stages}
 
 
 _lock = threading.Lock()
 _runs: list[Run] = []
 
 
-def note(name: str, stages: Sequence[Verified], budget: int | None = None) -> None:
-    """Keep what a run came to, for the monitor that reads after it."""
+def note(
+    name: str,
+    stages: Sequence[Verified],
+    budget: int | None = None,
+    highest: int | None = None,
+) -> None:
+    """Keep what a run came to, for the monitor that reads after it; arguments as of ``Run``."""
     if not stages:
         return
     with _lock:
-        _runs.append(Run(name, tuple(stages), budget))
+        _runs.append(Run(name, tuple(stages), budget, highest))
         del _runs[:-MOST_RUNS]
 
 
@@ -119,7 +135,7 @@ def of_runs(found: Iterable[Run]) -> list[str]:
     """Lines for a person, of the runs that were predicted or had a budget."""
     lines: list[str] = []
     for run in found:
-        told = text(run.stages, run.budget)
+        told = text(run.stages, run.budget, run.highest)
         if told:
             lines += [f"{run.name}:", *told]
     return lines

@@ -21,7 +21,7 @@ _OWN_PROCESS = {
     "test_plan_loaded.py": "plans",
     "test_prompts.py": "prompts",
     "test_sequences.py": "held",
-    "test_waiting.py": "prompts",
+    "test_staying.py": "prompts",
 }
 
 

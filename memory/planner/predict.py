@@ -35,6 +35,8 @@ class Turn:
         alone: whether those that linger leave before it comes.
         empties: whether the allocator's cache is given back once the component has left.
         on_host: whether it computes in host memory, and nothing of it comes to the device.
+        arrive: bytes of its resident weights that come to the device for it;
+            ``None`` = all of them, unless they are there.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Turn:
     alone: bool = False
     empties: bool = False
     on_host: bool = False
+    arrive: int | None = None
 
     @property
     def layout(self) -> Layout:
@@ -228,7 +231,7 @@ class _Run:
         if leaving:  # the stage has begun when the one before leaves
             peaks.append(Peak(*before, "weights leaving", leaving))
         peak = max(peaks, key=lambda peak: (peak.allocated, peak.reserved))
-        return _Taken(turn, peak, arrived)
+        return _Taken(turn, peak, arrived if turn.arrive is None else turn.arrive)
 
     def _convert(self, held: dict[int, int], sizes: dict[int, int]) -> None:
         """Weight by weight to another type, each beside the one it replaces."""

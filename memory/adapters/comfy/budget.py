@@ -32,12 +32,16 @@ def make_room(parts: Sequence[Any], budget: int | None, need: int) -> None:
         return
     from .models import unload_others
 
-    missing = _beside(parts) + need - budget
-    if missing <= 0:
-        return
-    staying.give_way(parts, missing)
+    make_way(parts, budget, need)
     if _beside(parts) + need > budget:
         unload_others(*parts)
+
+
+def make_way(parts: Sequence[Any], budget: int, need: int) -> None:
+    """As ``make_room``, of models that stay under a budget only: others may be at work."""
+    missing = _beside(parts) + need - budget
+    if missing > 0:
+        staying.give_way(parts, missing)
 
 
 def _beside(parts: Sequence[Any]) -> int:
@@ -46,6 +50,19 @@ def _beside(parts: Sequence[Any]) -> int:
 
     held = backend.allocated(backend.device_of(parts[0].load_device))
     return 0 if held is None else max(0, held - sum(map(loaded_bytes, parts)))
+
+
+def measured_need(patcher: Any, question: Hashable, budget: int) -> int | None:
+    """Bytes of a budget that a turn takes with all its weights there; ``None`` where that was not
+    measured, or does not fit."""
+    known = recall(patcher.model, question)
+    room = None if known is None else known.room(budget)
+    size = _size(patcher)
+    return None if room is None or room < size else budget - room + size
+
+
+def _size(patcher: Any) -> int:
+    return int(patcher.model_size()) + padding(patcher)
 
 
 def under(patcher: Any, residency: Residency, *, whole: bool = False) -> Any:
@@ -117,6 +134,8 @@ class Measured:
         self.kept = staying.bytes_beside(self.parts)
         self.beside = max(0, (self.peak or 0) - self.resident - self.kept)
         self.afresh = self.beside + self._grown
+        if self.peak is not None:
+            staying.note_turn(self.peak, self.kept)
 
 
 class Turn:
@@ -124,11 +143,18 @@ class Turn:
 
     Its weights are streamed unless what was measured earlier, or ``estimate`` bytes beside them
     where nothing was, leaves room for all of them: they are used about once, and keeping a part
-    would save nothing. The turn is measured for the next one of the same ``question``.
+    would save nothing, unless it has a turn ``again`` soon. The turn is measured for the next one
+    of the same ``question``.
     """
 
     def __init__(
-        self, patcher: Any, question: Hashable, what: str, smaller: str, estimate: int | None = None
+        self,
+        patcher: Any,
+        question: Hashable,
+        what: str,
+        smaller: str,
+        estimate: int | None = None,
+        again: bool = False,
     ) -> None:
         residency = residency_of(patcher)
         self.budget = None if residency is None else residency.budget
@@ -137,6 +163,7 @@ class Turn:
         self.what = what
         self.smaller = smaller
         self.estimate = estimate
+        self.again = again
         self.measured = Measured([patcher])
 
     def begin(self) -> None:
@@ -144,16 +171,18 @@ class Turn:
         budget, patcher = self.budget, self.patcher
         if budget is None:
             return
-        size = int(patcher.model_size()) + padding(patcher)
+        size = _size(patcher)
         known = recall(patcher.model, self.question)
         room = None if known is None else known.room(budget)
         if room is None and self.estimate is not None:
             room = budget - self.estimate
         whole = room is not None and room >= size
-        measured = known is not None and whole and room is not None
-        make_room([patcher], budget, budget - room + size if measured and room else budget)
+        if known is None:  # an estimate is not enough for what would stay beside it
+            staying.give_way([patcher], budget)
+        make_room([patcher], budget, budget - room + size if whole and room is not None else budget)
         if isinstance(patcher, Budgeted):
-            patcher.lowtide_room = size if whole else 0
+            part = known.room(budget) if self.again and known is not None else None
+            patcher.lowtide_room = size if whole else part or 0
             expect(patcher)
         self.measured.__enter__()
 

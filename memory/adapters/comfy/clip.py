@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .budget import Turn
 from .patchers import residency_of
-from .staying import after_turn
+from .staying import after_turn, needed_again
 
 if TYPE_CHECKING:
     _Clip = Any
@@ -54,7 +54,8 @@ class LeavingClip(_Clip):
         if self.lowtide_stays or self.lowtide_working:  # one way to encode may go through another
             return work(*args, **kwargs)
         question = (work.__name__, _shape_of(args[0] if args else kwargs.get("tokens")))
-        turn = Turn(self.patcher, question, "text encoder", "a shorter prompt", estimate)
+        again = self._keeps_a_part()
+        turn = Turn(self.patcher, question, "text encoder", "a shorter prompt", estimate, again)
         done = False
         self.lowtide_working = True
         try:
@@ -68,6 +69,15 @@ class LeavingClip(_Clip):
                 turn.end(failed=not done)
             finally:
                 after_turn(self.patcher, failed=not done)
+
+    def _keeps_a_part(self) -> bool:
+        """Whether weights that stay save a transfer: now, or when a later node encodes.
+
+        Older cores compute where the embeddings lie, which may be the host.
+        """
+        if not any(hasattr(part, "execution_device") for part in self.cond_stage_model.modules()):
+            return False
+        return bool(self.patcher.loaded_size()) or needed_again(self.patcher)
 
 
 def _shape_of(tokens: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,6 +54,12 @@ class Work:
     size: int
     plan: str
     budget: int | None = None
+    own_peak: int | None = None
+    """Bytes at its peak without models that stayed on the device beside; ``None`` = none did."""
+
+    def measured(self, span: NodeSpan) -> int | None:
+        """Bytes at the peak of what it did itself."""
+        return measured_of(span) if self.own_peak is None else self.own_peak
 
 
 _gpus: dict[str, str] = {}
@@ -76,6 +82,7 @@ def take(prompt: Prompt, node: str) -> None:
         logger.exception("what node %s worked on was not noted for the history", node)
         return
     if found is not None:
+        found = replace(found, own_peak=prompt.own_peak)
         prompt.work[node] = found
         _verify(prompt, node, found)
 
@@ -90,15 +97,16 @@ def _verify(prompt: Prompt, node: str, work: Work) -> None:
     if told is not None:
         learning.expect(key, work.stage, told.peak, told.seconds, told.corrected)
     if told is not None or work.budget is not None:
-        measured = None if span.peak_allocated is None else measured_of(span)
         predicted = None if told is None else told.corrected
-        stage = Verified(work.stage, predicted, measured)
-        verified.note(f"{span.class_type} ({node})", [stage], work.budget)
+        stage = Verified(work.stage, predicted, work.measured(span))
+        highest = None if work.own_peak is None else measured_of(span)
+        verified.note(f"{span.class_type} ({node})", [stage], work.budget, highest)
 
 
-def measured_of(span: NodeSpan) -> int:
+def measured_of(span: NodeSpan) -> int | None:
     """Highest bytes allocated while a node ran, DynamicVRAM's pages among them."""
-    return (span.peak_allocated or 0) + (span.pages_peak or 0)
+    peak = span.peak_allocated
+    return None if peak is None else peak + (span.pages_peak or 0)
 
 
 def log(prompt: Prompt, message: dict[str, Any]) -> None:
@@ -155,7 +163,6 @@ def rows(
             outcome = OUT_OF_MEMORY if ran_out else ENDED_BADLY
         key = Key(gpu, done.model, done.shapes, done.plan, done.size)
         predicted, seconds = learning.expected(key, done.stage)
-        peak = span.peak_allocated
         found.append(
             Row(
                 key,
@@ -164,7 +171,7 @@ def rows(
                 at,
                 outcome,
                 predicted=predicted,
-                measured=None if peak is None else measured_of(span),
+                measured=done.measured(span),
                 reserved=span.peak_reserved,
                 predicted_seconds=seconds,
                 seconds=span.seconds,

@@ -36,6 +36,10 @@ _FLOOR = 0.1
 WORTH = 64
 """Growing by less than this part of the model is not worth moving anything."""
 
+_WORTH_ANEW = 16
+"""The same where other layers would take the place of those there: all is moved again, which 20
+steps are to save."""
+
 _classes: dict[type, type] = {}
 
 
@@ -113,10 +117,11 @@ class Budgeted(Float8Patches):
             return 0
         if settled and allowed != _targets.get(model):
             chosen, size = kept_under(self, allowed)
-            if size - used <= self.model_size() // WORTH:
+            adds = resident_layers(self) <= chosen
+            if size - used <= self.model_size() // (WORTH if adds else _WORTH_ANEW):
                 self._repatch_and_shrink(0)
                 return 0
-            if not resident_layers(self) <= chosen:
+            if not adds:
                 # Hazard: the core may choose larger leaves in place of small ones that are
                 # resident; it would leave those on the device uncounted, and patch them twice.
                 self._repatch_and_shrink(used)

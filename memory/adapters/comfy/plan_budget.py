@@ -94,6 +94,13 @@ def whole_or_streamed(
     return replace(turn, on_host=False) if fits else lean
 
 
+def partly(turn: Turn, budget: int, loader: Loader, factor: float) -> Turn:
+    """A turn that streams, with what the budget leaves resident: it comes again soon."""
+    room = budget - SLACK - peak_of(turn, factor)
+    every = replace(turn.placement, resident=None)
+    return capped(replace(turn, placement=every), room, loader)
+
+
 def vae_estimate(asked: Any) -> int:
     """Bytes a first decode or encode is allowed for beside the weights."""
     need = int(asked.job.need)

@@ -23,6 +23,7 @@ from ...planner.trace import Trace, key_of
 from ...planner.work import Work
 from .plan_budget import (
     may_stream,
+    partly,
     sampling_turn,
     start_of,
     vae_estimate,
@@ -30,8 +31,10 @@ from .plan_budget import (
     whole_or_streamed,
 )
 from .plan_models import Models
+from .plan_staying import settled
 from .plan_twin import identity, traced, twin_of
 from .plan_vae import DECODE_WORK, VaeWork, calls_of, record_vae, vae_work
+from .shares import stays_under
 
 _PREFIX = "diffusion_model."
 _PROMPT = "a photograph of a lighthouse at low tide"
@@ -78,15 +81,17 @@ class ComfyTraces:
             found.append(self.model_turn(config))
         if self.models.vae is not None:
             found.append(self.vae_turn(DECODE_WORK, config))
-        return found
+        return list(settled(found, config, self.workspace_factor))
 
     def _texts(self, turn: Turn, config: MemoryOptimizationConfig) -> list[Turn]:
-        """The prompt's texts: an encoder that only a budget has leave comes once for all."""
+        """The prompt's texts: under a budget the encoder stays from one to the next."""
         count = 2 if self.guided else 1
-        waits = config.budget_bytes is not None and config.offload == "none"
-        if waits and not turn.placement.streams:
-            return [replace(turn, calls=count)]
-        return [turn] * count
+        budget = config.budget_bytes
+        if budget is None or not stays_under(config):
+            return [turn] * count
+        if turn.placement.streams and count > 1 and not self._follows_its_weights():
+            turn = partly(turn, budget, self._loader, self.workspace_factor)
+        return [replace(turn, calls=count)]
 
     def clip_turn(self, config: MemoryOptimizationConfig) -> Turn:
         """One encoding. Older cores compute where the embeddings lie, which may be the host."""

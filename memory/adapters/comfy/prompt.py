@@ -33,6 +33,10 @@ class Prompt:
     rescue: str = "off"
     learns: bool = True
     """Whether its figures go to the history."""
+    beside: bool = False
+    """Whether models stayed on the device beside the node that began last."""
+    turns_peak: int = 0
+    """Bytes at the highest peak of a turn in that node, without those models."""
     strangers: set[str] = field(default_factory=set)
     """Nodes that run and may take memory of the device that no budget knows of."""
     work: dict[str, learned.Work] = field(default_factory=dict)
@@ -56,6 +60,17 @@ class Prompt:
         if not known:
             self.strangers.add(node)
             staying.all_leave()
+        self.beside, self.turns_peak = bool(staying.resident()), 0
+
+    def note_turn(self, peak: int, beside: int) -> None:
+        """A model's turn has ended: bytes at its peak, and of other models that stayed beside."""
+        self.beside = self.beside or beside > 0
+        self.turns_peak = max(self.turns_peak, peak - beside)
+
+    @property
+    def own_peak(self) -> int | None:
+        """Bytes at the peak of the node's own turns, where other models stayed beside them."""
+        return self.turns_peak if self.beside and self.turns_peak else None
 
     def ends(self, node: str) -> None:
         """A node has ended, or was found cached."""

@@ -18,7 +18,7 @@ from typing import Any
 from ... import backend
 from ...units import format_bytes
 from .batching import batched
-from .budget import Measured, make_room, over, refuse
+from .budget import Measured, make_room, make_way, over, refuse
 from .forecast import Forecast
 from .limits import hooked_bytes, padding, streaming_bytes
 from .measured import SLACK, Need, recall, remember
@@ -189,7 +189,7 @@ class _Step:
         if together is not None and single is not None and self.count > 1:
             self._place(single.room(self.budget) or 0, grow=False)
             return self._measure(predict, False, grow=False)[0]
-        make_room(self.parts, self.budget, self.budget)
+        make_way(self.parts, self.budget, self.budget)
         self._place(self.run.start, grow=False)
         if self.count <= 1 or self.run.start > 0:
             return self._measure(predict, True)[0]
@@ -260,7 +260,7 @@ class _Step:
         """Let the parts keep ``room`` bytes of weights between them, and move what that takes."""
         import comfy.model_management as mm
 
-        make_room(self.parts, self.budget, _need(self.parts, self.budget, max(0, room)))
+        make_way(self.parts, self.budget, _need(self.parts, self.budget, max(0, room)))
         _share_out(self.parts, room)
         device = self.parts[0].load_device
         for part in self.parts:

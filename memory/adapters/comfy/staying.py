@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .models import drop_cast_buffers, empty_caches, leave_device, samples
 from .patchers import Budgeted, is_dynamic, residency_of
 
+if TYPE_CHECKING:
+    from .prompt import Prompt
+
 logger = logging.getLogger("lowtide")
 
-ENCODER, DENOISER, VAE = "text encoder", "model", "vae"
-_TURNS = (ENCODER, DENOISER, VAE)
+_TURNS = ("text encoder", "model", "vae")
 """In the order of a prompt."""
 
 
@@ -50,17 +52,27 @@ def bytes_beside(parts: Sequence[Any]) -> int:
 
 def give_way(parts: Sequence[Any], missing: int) -> None:
     """Take ``missing`` bytes of what stayed off the device of ``parts``, as far as there is any."""
-    turn = _turn_of(parts[0])
-    for other in sorted(_others(parts), key=lambda other: _soon(turn, _turn_of(other))):
+    turn, left = _turn_of(parts[0]), False
+    for other in sorted(_others(parts), key=lambda other: soon(turn, _turn_of(other))):
         if missing <= 0:
             break
-        there = int(other.loaded_size())
+        there, left = int(other.loaded_size()), True
         if missing < there and isinstance(other, Budgeted):
             missing -= int(other.partially_unload(other.offload_device, missing))
         else:
             leave_device(other)
             missing -= there
-    empty_caches()
+    if left:
+        empty_caches()
+
+
+def note_turn(peak: int, beside: int) -> None:
+    """Tell the prompt that runs of a turn: bytes at its peak, and of what stayed beside it."""
+    from .executor import running
+
+    prompt = running()
+    if prompt is not None:
+        prompt.note_turn(peak, beside)
 
 
 def all_leave() -> None:
@@ -70,24 +82,37 @@ def all_leave() -> None:
             leave_device(patcher)
 
 
-def _stays(patcher: Any) -> bool:
-    """Whether a model stays now."""
-    from .executor import running
-
-    residency = residency_of(patcher)
-    if residency is None or not _may_stay(patcher) or not patcher.loaded_size():
+def needed_again(patcher: Any) -> bool:
+    """Whether a node that has yet to begin has a turn for this model, which stays until then."""
+    prompt = _among_acquaintances()
+    if prompt is None or not _may_stay(patcher):
         return False
     try:
-        prompt = running()
-        if prompt is None or prompt.executor is None or prompt.strangers:
-            return False
-        if residency.cleanup != "always":
-            return True
         later = prompt.needed(begun=False)
     except Exception:
         logger.exception("Lowtide does not know what comes next; %s leaves", type(patcher.model))
         return False
     return any(patcher.is_clone(other) for other in later or ())
+
+
+def _stays(patcher: Any) -> bool:
+    """Whether a model stays now."""
+    residency = residency_of(patcher)
+    if residency is None or not _may_stay(patcher) or not patcher.loaded_size():
+        return False
+    if residency.cleanup == "always":
+        return needed_again(patcher)
+    return _among_acquaintances() is not None
+
+
+def _among_acquaintances() -> Prompt | None:
+    """The prompt that runs, if it is followed and none of its nodes that run is a stranger."""
+    from .executor import running
+
+    prompt = running()
+    if prompt is None or prompt.executor is None or prompt.strangers:
+        return None
+    return prompt
 
 
 def _may_stay(patcher: Any) -> bool:
@@ -104,12 +129,12 @@ def _others(parts: Sequence[Any]) -> Iterator[Any]:
 
 def _turn_of(patcher: Any) -> int:
     residency = residency_of(patcher)
-    return _TURNS.index(DENOISER) if residency is None else _TURNS.index(residency.turn)
+    return _TURNS.index("model" if residency is None else residency.turn)
 
 
-def _soon(now: int, turn: int) -> tuple[bool, int]:
-    """Sorts what comes again latest first, with the turn ``now``.
+def soon(now: int, turn: int) -> tuple[bool, int]:
+    """Sorts turns by when they come again after ``now``, the latest first; of 0, 1 and 2.
 
-    Text encoders before all: as a rule the next prompt has the same texts, and needs none.
+    Text encoders (0) before all: as a rule the next prompt has the same texts, and needs none.
     """
-    return (turn != _TURNS.index(ENCODER), -((turn - now) % len(_TURNS) or len(_TURNS)))
+    return (turn != 0, -((turn - now) % len(_TURNS) or len(_TURNS)))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigError, TargetError
 from ...levels import MemoryOptimizationConfig
 from ...strategies.exact_tiling import known, strips
-from .budget import Turn, make_room, under
+from .budget import Turn, make_room, measured_need, under
 from .compatibility import left_alone
 from .patchers import Residency, is_dynamic
 from .staying import after_turn
@@ -172,7 +172,8 @@ class _Working:
         job = self._job(settled=False)
         if budget is None:
             return job
-        make_room([vae.patcher], budget, job.need + weights_of(vae))
+        known = measured_need(vae.patcher, self._question(job), budget)
+        make_room([vae.patcher], budget, known or job.need + weights_of(vae))
         # What is still there does not leave, and the job has to do beside it.
         return self._job(settled=True)
 
@@ -188,8 +189,10 @@ class _Working:
     def _turn(self, job: Job) -> Turn:
         """The VAE's own estimates may be low; the plan of strips is not."""
         estimate = job.need if job.strips is not None else int(1.5 * job.need)
-        question = (self.work, self.shape, job.need)
-        return Turn(self.vae.patcher, question, "vae", "a smaller image", estimate)
+        return Turn(self.vae.patcher, self._question(job), "vae", "a smaller image", estimate)
+
+    def _question(self, job: Job) -> tuple[Any, ...]:
+        return (self.work, self.shape, job.need)
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:

@@ -13,7 +13,7 @@ import comfy.model_management as mm
 import comfy.ops
 import torch
 from shapes import UNET
-from subjects import subject
+from subjects import conditioning, subject
 
 import nodes
 
@@ -42,6 +42,15 @@ class Family:
     def load(self, name: str) -> tuple[Any, ...]:
         one = subject(name)
         return one.model, one.clip, one.vae
+
+
+class Words(Family):
+    """Positive and negative conditioning of a family without a text encoder."""
+
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
+
+    def load(self, name: str) -> tuple[Any, ...]:
+        return conditioning(subject(name).shape, None, 1)
 
 
 class SmallControlNet(Family):
@@ -95,7 +104,7 @@ class Twice:
         return {"result": (graph.node("KSampler", **two).out(0),), "expand": graph.finalize()}
 
 
-for kind in (Family, SmallControlNet, VideoVAE, VideoLatent, Twice):
+for kind in (Family, Words, SmallControlNet, VideoVAE, VideoLatent, Twice):
     nodes.NODE_CLASS_MAPPINGS[f"Test{kind.__name__}"] = kind
 
 
