@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .graph import Outputs, inputs_of
-from .patchers import residency_of
+from .residency import residency_of
 
 _CORE_ITSELF = "nodes"
 _THROUGH_MODELS = frozenset(

@@ -16,7 +16,8 @@ from .attention import choose
 from .chunking import chunk, held_bytes
 from .clip import leaving, staying
 from .compatibility import left_alone, stays
-from .patchers import Residency, is_dynamic, marked, residency_of, with_residency
+from .patchers import is_dynamic, marked, with_residency
+from .residency import Residency, residency_of
 from .shares import Share, check_parts, divide, leaves_when_idle, policy, residency_for, stays_under
 from .vae import TilingVae, VaePlan, described, tiling
 from .vae_jobs import tiles

@@ -28,7 +28,7 @@ from .models import (
     empty_caches,
     leave_device,
 )
-from .patchers import residency_of
+from .residency import residency_of
 
 AMPLE = 0.5
 """With this part of the device free, nobody asks what the later nodes need."""

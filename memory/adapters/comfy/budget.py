@@ -14,7 +14,8 @@ from ...units import GIB, format_bytes
 from . import staying
 from .limits import padding, streaming_bytes, streams_all
 from .measured import Need, recall, remember
-from .patchers import Budgeted, Residency, expect, marked, residency_of, with_residency
+from .patchers import Budgeted, expect, marked, with_residency
+from .residency import Residency, residency_of
 
 logger = logging.getLogger("lowtide")
 

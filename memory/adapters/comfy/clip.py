@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .budget import Turn
-from .patchers import residency_of
+from .residency import residency_of
 from .staying import after_turn, needed_again
 
 if TYPE_CHECKING:

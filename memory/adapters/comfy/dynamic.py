@@ -24,7 +24,8 @@ from typing import Any
 from ... import backend
 from ...strategies.base import Applied, Outcome, Skipped
 from ...units import MIB, format_bytes
-from .patchers import Residency, is_dynamic, marked, residency_of
+from .patchers import is_dynamic, marked
+from .residency import Residency, residency_of
 
 logger = logging.getLogger("lowtide")
 

@@ -33,7 +33,7 @@ from ...timeline import DONE, INTERRUPTED, Attempt, NodeSpan
 from ...verified import Verified
 from . import float8, foretold, visits
 from .graph import inputs_of
-from .patchers import residency_of
+from .residency import residency_of
 
 if TYPE_CHECKING:
     from .prompt import Prompt

@@ -9,7 +9,8 @@ from typing import Any
 from ...rescue import Rung
 from . import apply
 from . import control as controls
-from .patchers import is_dynamic, residency_of
+from .patchers import is_dynamic
+from .residency import residency_of
 
 Policy = Callable[[], str]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from dataclasses import dataclass
 from typing import Any
 
 from ... import backend
@@ -19,8 +18,8 @@ from .exact_lora import attach
 from .float8_patcher import Float8Patches
 from .inference_weights import renew
 from .limits import kept_under, layers_of, limit_for, padding, resident_layers
+from .residency import ATTACHMENT, Residency, residency_of
 
-ATTACHMENT = "lowtide"
 _targets: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 """What a shared model was last asked to keep on the device, in bytes."""
 
@@ -41,43 +40,6 @@ _WORTH_ANEW = 16
 steps are to save."""
 
 _classes: dict[type, type] = {}
-
-
-@dataclass(frozen=True)
-class Residency:
-    """What a clone may keep on the device. Immutable, for clones of the clone share it.
-
-    Attributes:
-        cap: most bytes of weights resident; ``None`` leaves it to the core.
-        by_free: narrow ``cap`` at every load to what the device has free.
-        budget: most bytes allocated on the device, activations included; narrows ``cap``.
-        streaming: bytes a streamed leaf needs on the device while it computes.
-        activations: bytes set aside for them where nothing was measured.
-        leave: take the model off the device once it has sampled.
-        stays: let it stay after its turn as far as the next one has room beside it.
-        turn: of a prompt's stages the one it has: text encoder, model (or control net), vae.
-        cleanup: when the model leaves the device after a run: off, pressure, always.
-        plan: the name of the configuration it came from, for the history.
-    """
-
-    cap: int | None = None
-    budget: int | None = None
-    streaming: int = 0
-    activations: int = 0
-    cleanup: str = "off"
-    by_free: bool = False
-    leave: bool = False
-    plan: str = ""
-    stays: bool = False
-    turn: str = "model"
-
-    def weights(self, activations: int | None) -> int | None:
-        """Most bytes of weights resident beside ``activations``; ``None`` = no cap."""
-        if self.budget is None:
-            return self.cap
-        beside = self.activations if activations is None else activations
-        room = max(0, self.budget - self.streaming - beside)
-        return room if self.cap is None else min(room, self.cap)
 
 
 class Budgeted(Float8Patches):
@@ -233,12 +195,6 @@ def is_dynamic(patcher: Any) -> bool:
     """Whether the core places this patcher's weights page by page (DynamicVRAM)."""
     asks = getattr(patcher, "is_dynamic", None)
     return bool(asks()) if asks is not None else False
-
-
-def residency_of(patcher: Any) -> Residency | None:
-    """What ``with_residency`` set on the patcher or on one it was cloned from."""
-    found = patcher.attachments.get(ATTACHMENT) if hasattr(patcher, "attachments") else None
-    return found if isinstance(found, Residency) else None
 
 
 def with_residency(patcher: Any, residency: Residency) -> Any:

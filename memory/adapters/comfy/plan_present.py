@@ -7,11 +7,11 @@ from typing import Any
 from ...levels import MemoryOptimizationConfig
 from ...planner.predict import Turn
 from .float8 import ATTACHMENT as IN_FP8
-from .patchers import residency_of
 from .plan_budget import capped
 from .plan_subject import ComfySubject
 from .plan_traces import loader_here
 from .plan_vae import DECODE_WORK, ENCODE_WORK
+from .residency import residency_of
 
 ENCODING = "encoding"
 

@@ -10,7 +10,7 @@ from ...levels import MemoryOptimizationConfig
 from ...rescue import TRIES, ladder
 from . import acquainted, asking, learned, staying, visits
 from .graph import needed_patchers
-from .patchers import residency_of
+from .residency import residency_of
 from .spans import Recorder
 
 logger = logging.getLogger("lowtide")

@@ -8,7 +8,7 @@ from typing import Any
 
 from .float8_layer import Float8Layer, parts_of
 from .limits import leaves_of
-from .patchers import residency_of
+from .residency import residency_of
 
 
 def of_run(patcher: Any, noise_shape: Any, conds: Any) -> Hashable:

@@ -23,8 +23,9 @@ from .forecast import Forecast
 from .limits import hooked_bytes, padding, streaming_bytes
 from .measured import SLACK, Need, recall, remember
 from .models import largest_cast_buffer
-from .patchers import WORTH, Budgeted, enforce, expect, is_dynamic, residency_of
+from .patchers import WORTH, Budgeted, enforce, expect, is_dynamic
 from .questions import active, controls_of, of_run, of_step
+from .residency import residency_of
 from .staying import after_turn
 
 logger = logging.getLogger("lowtide")

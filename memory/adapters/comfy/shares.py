@@ -13,7 +13,8 @@ from . import control as controls
 from .budget import givable
 from .compatibility import left_alone
 from .limits import least_bytes, streaming_bytes, streams_all
-from .patchers import Residency, is_dynamic
+from .patchers import is_dynamic
+from .residency import Residency
 from .vae import VaePlan
 
 RESIDENT_SHARE = {OptimizationLevel.AGGRESSIVE: 0.25, OptimizationLevel.ULTRA: 0.0}

@@ -13,16 +13,21 @@ policy ``always`` they stay only for a later node of the same prompt.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .models import drop_cast_buffers, empty_caches, leave_device, samples
-from .patchers import Budgeted, is_dynamic, residency_of
+from .patchers import Budgeted, forget, is_dynamic
+from .residency import residency_of
 
 if TYPE_CHECKING:
     from .prompt import Prompt
 
 logger = logging.getLogger("lowtide")
+
+_stayed: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+"""The patcher with which a shared model stayed last."""
 
 _TURNS = ("text encoder", "model", "vae")
 """In the order of a prompt."""
@@ -31,8 +36,10 @@ _TURNS = ("text encoder", "model", "vae")
 def after_turn(patcher: Any, *, failed: bool = False) -> None:
     """The model's turn is over: off the device, unless it stays."""
     if failed or not _stays(patcher):
+        _stayed.pop(patcher.model, None)
         leave_device(patcher)
     else:
+        _stayed[patcher.model] = weakref.ref(patcher)
         drop_cast_buffers()
         empty_caches()
 
@@ -95,6 +102,24 @@ def needed_again(patcher: Any) -> bool:
     return any(patcher.is_clone(other) for other in later or ())
 
 
+def orphans_leave() -> None:
+    """Take models off their devices whose clone stayed there and is gone: its node runs anew.
+
+    The core hands them on to the patcher that the clone was made from, which knows no budget and
+    cannot go on from a partly loaded model.
+    """
+    import comfy.model_management as mm
+
+    for entry in list(mm.current_loaded_models):
+        patcher = entry.model
+        clone = None if patcher is None else _stayed.get(patcher.model)
+        if clone is not None and clone() is None:
+            del _stayed[patcher.model]
+            if residency_of(patcher) is None:
+                leave_device(patcher)
+                forget(patcher.model)
+
+
 def _stays(patcher: Any) -> bool:
     """Whether a model stays now."""
     residency = residency_of(patcher)
@@ -117,7 +142,9 @@ def _among_acquaintances() -> Prompt | None:
 
 def _may_stay(patcher: Any) -> bool:
     residency = residency_of(patcher)
-    return residency is not None and residency.stays and not is_dynamic(patcher)
+    if residency is None or not residency.stays or is_dynamic(patcher):
+        return False
+    return not patcher.hook_patches  # LoRAs of hooks come and go with the steps
 
 
 def _others(parts: Sequence[Any]) -> Iterator[Any]:

@@ -18,7 +18,8 @@ from ...levels import MemoryOptimizationConfig
 from ...strategies.exact_tiling import known, strips
 from .budget import Turn, make_room, measured_need, under
 from .compatibility import left_alone
-from .patchers import Residency, is_dynamic
+from .patchers import is_dynamic
+from .residency import Residency
 from .staying import after_turn
 from .tile import clamped, given, pixels_shape
 from .vae_jobs import Job, choose, gentle, is_tiny, tiles, tiles_itself

@@ -8,7 +8,7 @@ from typing import Any
 from ... import backend
 from . import staying
 from .models import loaded_bytes, loaded_models
-from .patchers import residency_of
+from .residency import residency_of
 
 
 @dataclass(frozen=True)

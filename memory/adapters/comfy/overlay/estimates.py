@@ -17,7 +17,7 @@ from ....planner.latents import Size, size_of
 from ....units import format_bytes
 from .. import executor, visits
 from ..images import image_size
-from ..patchers import residency_of
+from ..residency import residency_of
 from .answers import Found
 from .nodes_measured import last_signatures
 

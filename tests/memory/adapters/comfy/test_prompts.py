@@ -198,7 +198,7 @@ _OF_A_PROMPT = {
 }
 _OF_ITS_MODELS = {
     "memory.adapters.comfy.patchers.BudgetedModelPatcher",
-    "memory.adapters.comfy.patchers.Residency",
+    "memory.adapters.comfy.residency.Residency",
     "memory.adapters.comfy.clip.LeavingCLIP",
     "memory.adapters.comfy.vae.TilingVAE",
 }

@@ -8,7 +8,7 @@ from idle import CLIP, clean, encode, held
 from lowtide.memory.adapters.comfy import apply, between, learned, vae
 from lowtide.memory.adapters.comfy.attention import KEY, choose
 from lowtide.memory.adapters.comfy.chunking import chunk
-from lowtide.memory.adapters.comfy.patchers import residency_of
+from lowtide.memory.adapters.comfy.residency import residency_of
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.report import OptimizationReport
 from small import load, lora, patcher

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lowtide.memory import backend
 from lowtide.memory.adapters.comfy import between, executor
-from lowtide.memory.adapters.comfy.patchers import Residency, marked
+from lowtide.memory.adapters.comfy.patchers import marked
+from lowtide.memory.adapters.comfy.residency import Residency
 from prompts import DEVICE, MIB, MODELS, SEEN, go, kinds, runner
 from small import patcher, unload
 

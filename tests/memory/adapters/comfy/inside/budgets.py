@@ -9,6 +9,7 @@ import torch
 from diffusion import cond, make, sample, unload, with_loras
 from lowtide.memory import backend
 from lowtide.memory.adapters.comfy import apply, measured, patchers, sampling
+from lowtide.memory.adapters.comfy.residency import residency_of
 from lowtide.memory.errors import BudgetError
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide_sim import current
@@ -260,11 +261,11 @@ def case_the_last_of_two_nodes_counts() -> None:
     clean()
     first = optimized(MODEL, "ultra", fp8_storage=False)
     second = optimized(first, "none")
-    residency = patchers.residency_of(second)
+    residency = residency_of(second)
     assert residency is not None and residency.cap is None and not residency.leave, residency
     assert torch.equal(sample(second), EXPECTED[0])
     assert second.loaded_size() == SIZE, "the first node's cap is still kept"
-    assert patchers.residency_of(first).cap == 0
+    assert residency_of(first).cap == 0
     clean()
 
 

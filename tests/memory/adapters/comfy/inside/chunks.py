@@ -23,7 +23,8 @@ from denoisers import (
 )
 from lowtide.memory.adapters.comfy import chunking
 from lowtide.memory.adapters.comfy.chunking import Chunked, chunk, held_bytes
-from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
+from lowtide.memory.adapters.comfy.patchers import with_residency
+from lowtide.memory.adapters.comfy.residency import Residency
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.strategies.base import Applied, Skipped
 

@@ -14,7 +14,8 @@ from comfy.model_patcher import ModelPatcher
 from lowtide.memory import backend
 from lowtide.memory.adapters.comfy import executor, host_copies, moved
 from lowtide.memory.adapters.comfy.models import leave_device
-from lowtide.memory.adapters.comfy.patchers import Residency, marked
+from lowtide.memory.adapters.comfy.patchers import marked
+from lowtide.memory.adapters.comfy.residency import Residency
 from prompts import MODELS, SEEN, go, runner
 from small import CPU, DEVICE, load, lora, patcher, restored, unload, weights
 

@@ -9,7 +9,8 @@ from lowtide.memory import float8 as codec
 from lowtide.memory.adapters.comfy import float8
 from lowtide.memory.adapters.comfy.float8_layer import Float8Layer, is_patch
 from lowtide.memory.adapters.comfy.limits import streaming_bytes
-from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
+from lowtide.memory.adapters.comfy.patchers import with_residency
+from lowtide.memory.adapters.comfy.residency import Residency
 from lowtide.memory.levels import MemoryOptimizationConfig
 from lowtide.memory.strategies.base import Applied, Skipped
 from small import (

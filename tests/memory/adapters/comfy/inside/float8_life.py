@@ -8,7 +8,8 @@ import weakref
 import comfy.model_management as mm
 import torch
 from float8 import BASE, SIZE, clean, off, stored
-from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
+from lowtide.memory.adapters.comfy.patchers import with_residency
+from lowtide.memory.adapters.comfy.residency import Residency
 from lowtide.memory.errors import LowtideError
 from lowtide.memory.levels import MemoryOptimizationConfig
 from small import KEYS, forward, load, lora, patcher, run, unload

@@ -13,7 +13,8 @@ import weakref
 import torch
 from lowtide.memory import learning
 from lowtide.memory.adapters.comfy import executor, learned
-from lowtide.memory.adapters.comfy.patchers import Residency, marked
+from lowtide.memory.adapters.comfy.patchers import marked
+from lowtide.memory.adapters.comfy.residency import Residency
 from lowtide.memory.history_rows import FAILED, FITS, INTERRUPTED, OUT_OF_MEMORY, Row
 from prompts import ANY, MIB, MODELS, Node, go, kinds, runner
 from small import DEVICE, load, patcher, unload

@@ -11,7 +11,8 @@ import comfy.model_management as mm
 import execution
 from lowtide.memory import session
 from lowtide.memory.adapters.comfy import between, executor, visits
-from lowtide.memory.adapters.comfy.patchers import Residency, marked
+from lowtide.memory.adapters.comfy.patchers import marked
+from lowtide.memory.adapters.comfy.residency import Residency
 from small import load, patcher, unload
 
 import nodes

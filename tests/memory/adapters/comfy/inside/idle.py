@@ -13,7 +13,8 @@ from lowtide.memory import backend
 from lowtide.memory.adapters.comfy import models
 from lowtide.memory.adapters.comfy.clip import LeavingClip, leaving
 from lowtide.memory.adapters.comfy.limits import streaming_bytes
-from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
+from lowtide.memory.adapters.comfy.patchers import with_residency
+from lowtide.memory.adapters.comfy.residency import Residency
 from lowtide.memory.adapters.comfy.vae import VaePlan, tiling
 from small import DEVICE, patcher, run, unload
 from vaes import IMAGE, LATENT, balanced, make, small

@@ -8,7 +8,8 @@ import weakref
 import torch
 from diffusion import make, sample, unload, with_loras
 from lowtide.memory.adapters.comfy import exact_lora
-from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
+from lowtide.memory.adapters.comfy.patchers import with_residency
+from lowtide.memory.adapters.comfy.residency import Residency
 
 TYPES = {
     "half": (torch.float16, None),

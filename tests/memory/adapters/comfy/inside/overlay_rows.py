@@ -10,7 +10,8 @@ import torch
 from lowtide.memory import backend
 from lowtide.memory.adapters.comfy import float8
 from lowtide.memory.adapters.comfy.overlay import events, inventory, readings, state
-from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
+from lowtide.memory.adapters.comfy.patchers import with_residency
+from lowtide.memory.adapters.comfy.residency import Residency
 from lowtide.memory.levels import MemoryOptimizationConfig
 from prompts import DEVICE, MIB
 from small import load, patcher, unload

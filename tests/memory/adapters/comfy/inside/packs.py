@@ -21,9 +21,10 @@ from foreign import (
     with_inner,
 )
 from lowtide.memory import session
-from lowtide.memory.adapters.comfy import compatibility, limits, patchers
+from lowtide.memory.adapters.comfy import compatibility, limits
 from lowtide.memory.adapters.comfy.compatibility import left_alone
-from lowtide.memory.adapters.comfy.patchers import Budgeted, Residency, with_residency
+from lowtide.memory.adapters.comfy.patchers import Budgeted, with_residency
+from lowtide.memory.adapters.comfy.residency import Residency, residency_of
 from lowtide.memory.levels import MemoryOptimizationConfig
 from small import CPU, DEVICE, Model, close, forward, load, lora, restored, unload, weights
 
@@ -119,7 +120,7 @@ def case_a_patcher_that_moves_its_weights_is_left_alone_by_name() -> None:
     result = report("none", one, budget_bytes=1 << 30)
     assert f"- budget (model): {reason}" in result.report.text()
     result = report("ultra", one, cleanup="always")
-    assert patchers.residency_of(result.model).cleanup == "always"
+    assert residency_of(result.model).cleanup == "always"
     load(result.model)
     assert forward(result.model).std() > 0
     unload()

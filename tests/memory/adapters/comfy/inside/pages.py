@@ -15,7 +15,8 @@ import torch
 from idle import EXPECTED, clean, encode, held
 from lowtide.memory import session
 from lowtide.memory.adapters.comfy import dynamic
-from lowtide.memory.adapters.comfy.patchers import Budgeted, Residency, residency_of
+from lowtide.memory.adapters.comfy.patchers import Budgeted
+from lowtide.memory.adapters.comfy.residency import Residency, residency_of
 from lowtide.memory.levels import MemoryOptimizationConfig
 from paging import LEVELS, PAGE, Paged, Pages, lines, logged, optimized, paged, patcher_of
 from small import CPU, DEVICE, Model, load, lora, restored, run, weights

@@ -10,7 +10,7 @@ import comfy.model_management as mm
 import comfy.model_patcher as mp
 from idle import clean
 from lowtide.memory.adapters.comfy import dynamic
-from lowtide.memory.adapters.comfy.patchers import Residency
+from lowtide.memory.adapters.comfy.residency import Residency
 from paging import PAGE, Pages
 from small import CPU, DEVICE, Model, lora
 

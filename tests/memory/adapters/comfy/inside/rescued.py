@@ -208,7 +208,8 @@ def case_what_goes_wrong_in_a_rescue_never_hides_the_nodes_error() -> None:
 
 
 def case_a_rescued_model_follows_its_policy_all_the_same() -> None:
-    from lowtide.memory.adapters.comfy.patchers import Residency, marked
+    from lowtide.memory.adapters.comfy.patchers import marked
+    from lowtide.memory.adapters.comfy.residency import Residency
 
     for policy, left in (("always", 0), ("off", MODELS[1].model_size())):
         fresh()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import comfy.model_management as mm
 from lowtide.memory.adapters.comfy import patchers
-from lowtide.memory.adapters.comfy.patchers import Residency, residency_of, with_residency
+from lowtide.memory.adapters.comfy.patchers import with_residency
+from lowtide.memory.adapters.comfy.residency import ATTACHMENT, Residency, residency_of
 from small import (
     KEYS,
     close,
@@ -100,7 +101,7 @@ def case_the_same_clone_grows_shrinks_and_keeps_its_lora() -> None:
     half = clone.loaded_size()
     slightly = half + 1000
     for cap in (slightly, SIZE * 3 // 4, SIZE // 8, SIZE // 2, 0, SIZE // 4):
-        clone.set_attachments(patchers.ATTACHMENT, Residency(cap=cap))
+        clone.set_attachments(ATTACHMENT, Residency(cap=cap))
         assert close(run(clone), PATCHED) == 0, f"cap {cap} of {SIZE}"
         assert clone.loaded_size() <= max(cap, 0), (cap, clone.loaded_size())
     clean()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import comfy.model_management as mm
 from lowtide.memory.adapters.comfy import limits, sampling
-from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
+from lowtide.memory.adapters.comfy.patchers import with_residency
+from lowtide.memory.adapters.comfy.residency import Residency
 from residency import BASE, PLAIN, SIZE, WITH_LORA, capped, clean
 from small import (
     KEYS,

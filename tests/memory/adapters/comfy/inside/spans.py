@@ -5,7 +5,8 @@ from __future__ import annotations
 import comfy.model_management as mm
 from lowtide.memory import backend
 from lowtide.memory.adapters.comfy import executor
-from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
+from lowtide.memory.adapters.comfy.patchers import with_residency
+from lowtide.memory.adapters.comfy.residency import Residency
 from prompts import DEVICE, MIB, MODELS, Node, go, kinds, runner
 from small import forward, load, patcher, unload
 

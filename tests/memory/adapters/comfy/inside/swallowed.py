@@ -10,7 +10,8 @@ import weakref
 import prompts
 import torch
 from lowtide.memory.adapters.comfy import executor
-from lowtide.memory.adapters.comfy.patchers import Residency, with_residency
+from lowtide.memory.adapters.comfy.patchers import with_residency
+from lowtide.memory.adapters.comfy.residency import Residency
 from lowtide.memory.adapters.comfy.swallowed import forget_failed_loads
 from prompts import DEVICE, LOG, MODELS, Node, go, runner
 from small import close, forward, load, patcher, unload

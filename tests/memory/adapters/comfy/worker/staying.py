@@ -21,6 +21,7 @@ from lowtide.memory.planner.cache import TraceCache
 from lowtide.memory.planner.work import Work
 from lowtide.memory.units import GIB
 from lowtide.nodes.levels import MemoryLevelSelector
+from lowtide.nodes.settings import MemorySettings
 from subjects import EDGE, subject
 
 Graphs = Callable[[int], Graph]
@@ -155,13 +156,26 @@ def beside_core(family: str, share: float, text: bool) -> dict[str, Any]:
     return {"core": core, "ours": ours}
 
 
-def images(workflow: str, family: str, shares: list[float], strengths: list[float]) -> list[float]:
+def in_fp8(graph: Graph) -> None:
+    """Have the model stored in FP8."""
+    kinds = MemorySettings.INPUT_TYPES()["required"]
+    given = {name: kind[1]["default"] for name, kind in kinds.items() if name != "config"}
+    inputs = {**given, "config": ["2", 0], "fp8_storage": "on"}
+    graph["13"] = {"class_type": "LowtideMemorySettings", "inputs": inputs}
+    graph["3"]["inputs"]["config"] = ["13", 0]
+
+
+def images(
+    workflow: str, family: str, shares: list[float], strengths: list[float], fp8: bool
+) -> list[float]:
     """The largest difference of images made under budgets of these parts of the model, one prompt
     each in turn with the LoRAs' strengths, from those that are made without a budget."""
     size = int(subject(family).model.model_size())
 
     def made(number: int) -> Graph:
         graph = graphs(workflow, family, False, "none", "off")(number)
+        if fp8:
+            in_fp8(graph)
         if "strength_model" in graph.get("10", {}).get("inputs", ()):
             graph["10"]["inputs"]["strength_model"] = strengths[number % len(strengths)]
         return graph
@@ -180,6 +194,44 @@ def images(workflow: str, family: str, shares: list[float], strengths: list[floa
     stock = pictures(made)
     assert len({float(it.sum()) for it in stock}) == len(stock)
     return [float((a - b).abs().max()) for a, b in zip(ours, stock, strict=True)]
+
+
+def unplugged(share: float, room: float) -> dict[str, Any]:
+    """Prompts with a LoRA under a budget, and then without Lowtide's nodes, where ComfyUI has room
+    for a part of the model: bytes of weights ``there`` when the first of them begins, and the
+    ``differences`` of their images from those ComfyUI makes with all of it there."""
+    size = int(subject("sd15").model.model_size())
+
+    def made(number: int, level: str | None) -> Graph:
+        graph = workflows.lora(level="none", cleanup="off", seed=number)
+        if level is None:
+            del graph["2"], graph["3"]
+            for node, sources in (("4", "clip"), ("5", "clip"), ("7", "model"), ("8", "vae")):
+                graph[node]["inputs"][sources] = {
+                    "clip": ["10", 1], "model": ["10", 0], "vae": ["1", 2],
+                }[sources]  # fmt: skip
+        return graph
+
+    begin()
+    one, there = runner(), []
+    budget = budgeted(lambda number: made(number, "none"), int(size * share))
+    for number in range(3):
+        done(one, budget(number))
+    stayed = weights()
+    WATCH.before = lambda _: there.append(weights())
+    ours = []
+    with small(int(size * room)):
+        for number in range(3):
+            done(one, made(number, None))
+            ours.append(outputs_of(one.caches, "8")[0][0].clone())
+    fresh()
+    one, stock = runner(), []
+    for number in range(3):
+        done(one, made(number, None))
+        stock.append(outputs_of(one.caches, "8")[0][0].clone())
+    fresh()
+    differences = [float((a - b).abs().max()) for a, b in zip(ours, stock, strict=True)]
+    return {"stayed": stayed, "there": there[0], "differences": differences}
 
 
 def without_clip(budget: int) -> dict[str, Any]:
