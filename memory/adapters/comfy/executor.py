@@ -17,18 +17,7 @@ from typing import Any
 from ... import backend, override, verified
 from ...levels import MemoryOptimizationConfig
 from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Listener, Release, Timelines
-from . import (
-    asked,
-    between,
-    deferred,
-    host_copies,
-    learned,
-    moved,
-    plan_choice,
-    rescue,
-    staying,
-    visits,
-)
+from . import asked, between, deferred, host_copies, learned, moved, plan_choice, rescue, visits
 from .graph import moment_of
 from .listening import listen
 from .prompt import Prompt
@@ -200,16 +189,14 @@ def _follow(executor: Any, cached: tuple[str, ...]) -> None:
     if before is not None and before.recorder is not None:
         before.recorder.end(INTERRUPTED)
     prompt = Prompt(executor, done=set(cached))
-    staying.orphans_leave()
+    _guarded(between.before_run)
     prompt.registry = listen(_guarded, _started, _stepped, _finished)
     graph = prompt.registry.dynprompt
     device = backend.device_of(mm.get_torch_device())
     run, steps = prompt.registry.prompt_id, asked.step_peaks(graph)
     prompt.recorder = Recorder(_timelines, run, device, graph, cached, steps)
     prompt.always = between.any_has_policy("always")
-    prompt.rescue = asked.rescue(graph)
-    prompt.learns = asked.learns(graph)
-    prompt.follow(asked.cleanup(graph))
+    prompt.asks(graph)
     _state["prompt"] = prompt
 
 

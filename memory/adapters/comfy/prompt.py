@@ -8,7 +8,7 @@ from typing import Any
 
 from ...levels import MemoryOptimizationConfig
 from ...rescue import TRIES, ladder
-from . import acquainted, asking, learned, staying, visits
+from . import acquainted, asked, asking, learned, staying, visits
 from .graph import needed_patchers
 from .residency import residency_of
 from .spans import Recorder
@@ -46,6 +46,12 @@ class Prompt:
         """Clean up by this configuration from now on."""
         self.config = config
         self.always = self.always or (config.cleanup == "always" and config.on_exit)
+
+    def asks(self, graph: Any) -> None:
+        """Take in what the nodes of its graph ask for before they run."""
+        self.rescue = asked.rescue(graph)
+        self.learns = asked.learns(graph)
+        self.follow(asked.cleanup(graph))
 
     def begins(self, node: str) -> None:
         """A node begins to run; what stays on the device under a budget leaves for a stranger."""

@@ -20,13 +20,14 @@ from ...units import format_bytes
 from .batching import batched
 from .budget import Measured, make_room, make_way, over, refuse
 from .forecast import Forecast
-from .limits import hooked_bytes, padding, streaming_bytes
+from .limits import hooked_bytes, padding
 from .measured import SLACK, Need, recall, remember
 from .models import largest_cast_buffer
 from .patchers import WORTH, Budgeted, enforce, expect, is_dynamic
 from .questions import active, controls_of, of_run, of_step
 from .residency import residency_of
 from .staying import after_turn
+from .together import can_move, capped, need_of, share_out, streaming_of
 
 logger = logging.getLogger("lowtide")
 
@@ -127,7 +128,7 @@ def each_step(
         return predict()
     controls = controls_of({"": [cond for some in conds for cond in some or ()]})
     question = of_step(run.question, conds, x_in, timestep, model_options)
-    return _Step(run, _capped(patcher, controls), question, active(conds, timestep)).take(predict)
+    return _Step(run, capped(patcher, controls), question, active(conds, timestep)).take(predict)
 
 
 def _keep_no_hooked_weights(patcher: Any) -> None:
@@ -146,9 +147,9 @@ def _prepare(patcher: Any, budget: int, noise_shape: Any, conds: Any) -> None:
     from comfy.sampler_helpers import estimate_memory
 
     controls = controls_of(conds)
-    parts = _capped(patcher, controls)
+    parts = capped(patcher, controls)
     wanted = int(estimate_memory(patcher, noise_shape, conds)[0])
-    streaming = sum(_streaming(part) for part in parts)
+    streaming = sum(streaming_of(part) for part in parts)
     # A hooked LoRA is added on the device where its weight is resident, on the host else: what was
     # measured with fewer weights resident does not hold it.
     left = budget - hooked_bytes(patcher)
@@ -158,15 +159,10 @@ def _prepare(patcher: Any, budget: int, noise_shape: Any, conds: Any) -> None:
     known = recall(patcher.model, question)
     room = None if known is None else known.room(left)
     patcher.lowtide_run = Run(budget, question, start)
-    _share_out(parts, start if room is None else room)
-    make_room(parts, budget, budget if room is None else _need(parts, budget, room))
+    share_out(parts, start if room is None else room)
+    make_room(parts, budget, budget if room is None else need_of(parts, budget, room))
     for part in parts:
         expect(part)
-
-
-def _need(parts: list[Any], budget: int, room: int) -> int:
-    """Bytes that the parts take of a budget that has ``room`` for their weights."""
-    return budget - room + min(room, sum(int(part.model_size()) + padding(part) for part in parts))
 
 
 class _Step:
@@ -261,11 +257,11 @@ class _Step:
         """Let the parts keep ``room`` bytes of weights between them, and move what that takes."""
         import comfy.model_management as mm
 
-        make_way(self.parts, self.budget, _need(self.parts, self.budget, max(0, room)))
-        _share_out(self.parts, room)
+        make_way(self.parts, self.budget, need_of(self.parts, self.budget, max(0, room)))
+        share_out(self.parts, room)
         device = self.parts[0].load_device
         for part in self.parts:
-            if not isinstance(part, Budgeted) or not _can_move(part):
+            if not isinstance(part, Budgeted) or not can_move(part):
                 continue
             size, has = int(part.model_size()), int(part.loaded_size())
             wanted = max(0, min(size, (part.lowtide_room or 0) - padding(part)))
@@ -276,27 +272,3 @@ class _Step:
             part.partially_load(device, max(0, free))
             # Blocks of other sizes than those now needed would be counted as a whole.
             mm.soft_empty_cache()
-
-
-def _capped(patcher: Any, controls: list[Any]) -> list[Any]:
-    """The patcher and those of its ControlNets whose weights count with it."""
-    return [patcher, *(part for part in controls if isinstance(part, Budgeted))]
-
-
-def _streaming(part: Any) -> int:
-    """As now, with LoRAs plugged in later; what the rest of Lowtide holds was noted before."""
-    residency = residency_of(part)
-    return max(streaming_bytes(part), 0 if residency is None else residency.streaming)
-
-
-def _share_out(parts: list[Any], room: int) -> None:
-    """Each part its share by size."""
-    total = sum(int(part.model_size()) for part in parts) or 1
-    for part in parts:
-        part.lowtide_room = max(0, room) * int(part.model_size()) // total
-
-
-def _can_move(part: Any) -> bool:
-    """Whether the part is on the device as it is, and no hooks keep weights of their own."""
-    same = part.model.current_weight_patches_uuid == part.patches_uuid
-    return bool(same and not part.hook_patches and part.load_device != part.offload_device)
