@@ -73,6 +73,7 @@ def asked(front: Front, page: Page, sampling: int) -> Iterator[Asked]:
     assert faults == []
 
 
+@pytest.mark.newest
 def test_yes_no_and_a_prompt_that_is_cancelled(asked: Asked):
     page = asked.overlay.page
     # By the keyboard alone, in a dialog that answers nothing by itself.

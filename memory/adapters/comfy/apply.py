@@ -18,7 +18,7 @@ from .clip import leaving, staying
 from .compatibility import left_alone, stays
 from .patchers import is_dynamic, marked, with_residency
 from .residency import Residency, residency_of
-from .shares import Share, check_parts, divide, leaves_when_idle, policy, residency_for, stays_under
+from .shares import Share, check_parts, divide, leaves_when_idle, policy, residency_for
 from .vae import TilingVae, VaePlan, described, tiling
 from .vae_jobs import tiles
 
@@ -102,7 +102,7 @@ def to_clip(config: MemoryOptimizationConfig, share: Share, clip: Any, entries: 
         return clone
     clone = leaving(clip)
     clone.patcher = _capped(config, share.clip, clone.patcher, part, entries)
-    when = _AFTER_ITS_TURN if stays_under(config) else "off the device after encoding"
+    when = _AFTER_ITS_TURN if share.clip.stays else "off the device after encoding"
     entries.append(Applied("leave when idle", part, when, _unplug))
     return clone
 

@@ -179,7 +179,7 @@ class Turn:
             room = budget - self.estimate
         whole = room is not None and room >= size
         if known is None:  # an estimate is not enough for what would stay beside it
-            staying.give_way([patcher], budget)
+            make_way([patcher], budget, budget)
         make_room([patcher], budget, budget - room + size if whole and room is not None else budget)
         if isinstance(patcher, Budgeted):
             part = known.room(budget) if self.again and known is not None else None

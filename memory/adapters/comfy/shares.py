@@ -62,7 +62,7 @@ def divide(
             config.budget_bytes,
             _chunk(config),
             plan=plan_name(config),
-            stays=stays_under(config),
+            stays=stays_under(config, getattr(vae, "patcher", None)),
             cleanup=policy(config),
         ),
         None
@@ -92,9 +92,13 @@ def leaves_when_idle(config: MemoryOptimizationConfig) -> bool:
     return config.offload != "none" or config.budget_bytes is not None
 
 
-def stays_under(config: MemoryOptimizationConfig) -> bool:
-    """Whether models stay after their turn, where the budget leaves room: see ``staying``."""
-    return config.budget_bytes is not None and config.offload == "none"
+def stays_under(config: MemoryOptimizationConfig, patcher: Any = None) -> bool:
+    """Whether models stay after their turn, where the budget leaves room: see ``staying``.
+
+    Not those that DynamicVRAM pages.
+    """
+    paged = patcher is not None and is_dynamic(patcher)
+    return config.budget_bytes is not None and config.offload == "none" and not paged
 
 
 def policy(config: MemoryOptimizationConfig) -> str:
@@ -131,7 +135,7 @@ def residency_for(config: MemoryOptimizationConfig, patcher: Any, part: str) -> 
             f"{format_bytes(least)} on the device even when everything is streamed. Give at "
             f"least {givable(least + MIB)}, and more for what it computes"
         )
-    beside = 0
+    beside, staying = 0, stays_under(config, patcher)
     if not samples:
         beside = min(_TEXT_MOST, max(_TEXT_LEAST, size // _TEXT_SHARE))
     return Residency(
@@ -141,9 +145,9 @@ def residency_for(config: MemoryOptimizationConfig, patcher: Any, part: str) -> 
         beside,
         policy(config),
         by_free=bool(share),
-        leave=samples and config.offload != "none",
+        leave=samples and leaves_when_idle(config) and not staying,
         plan=plan_name(config),
-        stays=stays_under(config),
+        stays=staying,
         turn="model" if samples else part,
     )
 
