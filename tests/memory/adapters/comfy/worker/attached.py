@@ -129,6 +129,7 @@ def of(
         _forget_progress()
         verified.begin()  # its figures go with the next prompt
         assert learning.flush(30), "the history's thread still writes"
+        learning._expected.clear()  # it stays for the next run, within bounds
         if collect:
             real()
         return {
