@@ -106,6 +106,7 @@ def of(
     followed.install()
     done(runner(), graph)  # classes and caches of the process's first run
     fresh()
+    learning.summary()  # opens the history
     real, gc.collect = gc.collect, lambda *_: 0
     real()
     gc.disable()
