@@ -135,8 +135,7 @@ class _Prompt:
     """As far as a model is asked whether it stays: a prompt in which a second text follows."""
 
     later: list[Any]
-    executor: bool = True
-    strangers: tuple[str, ...] = ()
+    executor, strangers = True, ()
 
     def needed(self, *, begun: bool = True) -> list[Any]:
         return self.later
