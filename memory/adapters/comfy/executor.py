@@ -17,18 +17,7 @@ from typing import Any
 from ... import backend, override, verified
 from ...levels import MemoryOptimizationConfig
 from ...timeline import DONE, FAILED, INTERRUPTED, Attempt, Listener, Release, Timelines
-from . import (
-    asked,
-    between,
-    deferred,
-    host_copies,
-    learned,
-    moved,
-    plan_choice,
-    rescue,
-    staying,
-    visits,
-)
+from . import asked, between, deferred, host_copies, learned, moved, plan_choice, rescue, visits
 from .graph import moment_of
 from .listening import listen
 from .prompt import Prompt
@@ -200,7 +189,6 @@ def _follow(executor: Any, cached: tuple[str, ...]) -> None:
     if before is not None and before.recorder is not None:
         before.recorder.end(INTERRUPTED)
     prompt = Prompt(executor, done=set(cached))
-    staying.orphans_leave()
     prompt.registry = listen(_guarded, _started, _stepped, _finished)
     graph = prompt.registry.dynprompt
     device = backend.device_of(mm.get_torch_device())

@@ -50,6 +50,7 @@ class Prompt:
     def begins(self, node: str) -> None:
         """A node begins to run; what stays on the device under a budget leaves for a stranger."""
         self.ran.add(node)
+        staying.orphans_leave()
         if self.executor is None or self.registry is None:
             return
         try:
