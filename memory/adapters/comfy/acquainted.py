@@ -1,14 +1,14 @@
 """Nodes of which it is known that they use the device only through models under a budget.
 
 While any other node runs nothing stays on the device beside it: what it takes there nobody can
-tell. Of other packs' nodes those that make numbers only are known, such as seeds and sizes.
+tell. Of other packs' nodes those that make numbers of numbers are known, such as seeds and sizes.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from .graph import Outputs, inputs_of
+from .graph import Outputs, inputs_of, is_patcher, patchers_in
 from .residency import residency_of
 
 _CORE_ITSELF = "nodes"
@@ -81,6 +81,7 @@ _OURS = frozenset(
     }
 )
 _NUMBERS = frozenset({"INT", "FLOAT", "BOOLEAN"})
+_PLAIN = (int, float, str)
 _MODELS = frozenset({"MODEL", "CLIP", "VAE", "CONTROL_NET"})
 
 
@@ -98,13 +99,14 @@ def known(graph: Any, node: str, outputs: Outputs) -> bool:
     if kind is None:
         return False
     gives = set(map(str, getattr(kind, "RETURN_TYPES", None) or ()))
-    if gives and gives <= _NUMBERS:
+    given = inputs_of(graph, node, outputs)
+    if gives and gives <= _NUMBERS and all(isinstance(value, _PLAIN) for value in given):
         return True
     if name not in _OURS and not _through_models(kind, name):
         return False
     if gives & _MODELS:
         return True  # it hands models on: others compute with them
-    return all(map(_under_a_budget, inputs_of(graph, node, outputs)))
+    return all(map(_under_a_budget, given))
 
 
 def _through_models(kind: Any, name: str) -> bool:
@@ -118,9 +120,12 @@ def _through_models(kind: Any, name: str) -> bool:
 
 
 def _under_a_budget(value: Any) -> bool:
-    """Whether a value is no model, or one that keeps to a budget beside others."""
-    for holder in (value, getattr(value, "patcher", None), getattr(value, "model_patcher", None)):
-        if hasattr(holder, "is_clone") and hasattr(holder, "model_size"):
-            residency = residency_of(holder)
-            return residency is not None and residency.budget is not None
-    return True
+    """Whether the models that a value holds all keep to a budget beside others.
+
+    Of a guider with two models the core loads the second one without its wrappers: as if the
+    device were empty.
+    """
+    if sum(map(is_patcher, getattr(value, "__dict__", {}).values())) > 1 and not is_patcher(value):
+        return False
+    residencies = map(residency_of, patchers_in(value))
+    return all(it is not None and it.budget is not None for it in residencies)

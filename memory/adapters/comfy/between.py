@@ -22,7 +22,6 @@ from ...cleanup import PRESSURE_SHARE, cleanup_due
 from ...levels import MemoryOptimizationConfig
 from ...timeline import Release
 from ...trim import trim_host
-from . import staying
 from .models import (
     drop_cast_buffers,
     drop_results_after_this_run,
@@ -35,11 +34,6 @@ AMPLE = 0.5
 """With this part of the device free, nobody asks what the later nodes need."""
 
 Note = Callable[[Release], None]
-
-
-def before_run() -> None:
-    """A prompt begins: models of nodes that run anew, and stayed, leave."""
-    staying.orphans_leave()
 
 
 def after_node(

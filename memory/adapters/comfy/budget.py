@@ -175,7 +175,7 @@ class Turn:
         size = _size(patcher)
         known = recall(patcher.model, self.question)
         room = None if known is None else known.room(budget)
-        if room is None and self.estimate is not None:
+        if known is None and self.estimate is not None:
             room = budget - self.estimate
         whole = room is not None and room >= size
         if known is None:  # an estimate is not enough for what would stay beside it

@@ -189,7 +189,6 @@ def _follow(executor: Any, cached: tuple[str, ...]) -> None:
     if before is not None and before.recorder is not None:
         before.recorder.end(INTERRUPTED)
     prompt = Prompt(executor, done=set(cached))
-    _guarded(between.before_run)
     prompt.registry = listen(_guarded, _started, _stepped, _finished)
     graph = prompt.registry.dynprompt
     device = backend.device_of(mm.get_torch_device())

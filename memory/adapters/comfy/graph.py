@@ -109,7 +109,7 @@ def patchers_in(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
     """Model patchers that a node's output holds: the value itself, its parts, its items."""
     if value is None or isinstance(value, (str, bytes, int, float, complex, torch.Tensor)):
         return
-    if hasattr(value, "is_clone") and hasattr(value, "model_size"):
+    if is_patcher(value):
         yield value
         if hasattr(value, "get_nested_additional_models"):
             yield from value.get_nested_additional_models()
@@ -124,6 +124,11 @@ def patchers_in(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
     if depth:
         for item in items:
             yield from patchers_in(item, depth - 1)
+
+
+def is_patcher(value: Any) -> bool:
+    """Whether a value is a model's patcher."""
+    return hasattr(value, "is_clone") and hasattr(value, "model_size")
 
 
 def _of_object(value: Any, depth: int) -> Iterator[Any]:

@@ -59,6 +59,7 @@ class Prompt:
         if self.executor is None or self.registry is None:
             return
         try:
+            staying.orphans_leave()
             known = acquainted.known(self.registry.dynprompt, node, self._outputs)
         except Exception:
             logger.exception("Lowtide does not know what node %s does", node)

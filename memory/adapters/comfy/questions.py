@@ -56,6 +56,14 @@ def controls_of(conds: Any) -> list[Any]:
     return list(found.values())
 
 
+def joined(patcher: Any, conds: Any) -> bool:
+    """Whether other models compute in the model's steps, such as ControlNets, capped or not."""
+    from comfy.sampler_helpers import get_additional_models
+
+    found, _ = get_additional_models(conds, patcher.model_dtype())
+    return bool(found or patcher.model_patches_models())
+
+
 def _is_active(cond: Any, timestep: Any) -> bool:
     start, end = cond.get("timestep_start"), cond.get("timestep_end")
     now = timestep[0]

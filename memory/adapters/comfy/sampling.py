@@ -24,7 +24,7 @@ from .limits import hooked_bytes, padding
 from .measured import SLACK, Need, recall, remember
 from .models import largest_cast_buffer
 from .patchers import WORTH, Budgeted, enforce, expect, is_dynamic
-from .questions import active, controls_of, of_run, of_step
+from .questions import active, controls_of, joined, of_run, of_step
 from .residency import residency_of
 from .staying import after_turn
 from .together import can_move, capped, need_of, share_out, streaming_of
@@ -120,11 +120,9 @@ def each_step(
     def predict() -> Any:
         return executor(model, conds, x_in, timestep, model_options, *args, **kwargs)
 
-    patcher = getattr(model, "current_patcher", None)
+    patcher: Any = getattr(model, "current_patcher", None)
     run = getattr(patcher, "lowtide_run", None)
-    if patcher is None or run is None:
-        return predict()
-    if backend.allocated(backend.device_of(patcher.load_device)) is None:
+    if run is None or backend.allocated(backend.device_of(patcher.load_device)) is None:
         return predict()
     controls = controls_of({"": [cond for some in conds for cond in some or ()]})
     question = of_step(run.question, conds, x_in, timestep, model_options)
@@ -153,8 +151,8 @@ def _prepare(patcher: Any, budget: int, noise_shape: Any, conds: Any) -> None:
     # A hooked LoRA is added on the device where its weight is resident, on the host else: what was
     # measured with fewer weights resident does not hold it.
     left = budget - hooked_bytes(patcher)
-    # The estimate knows nothing of what a ControlNet computes.
-    start = 0 if controls else max(0, left - streaming - int(_CAUTION * wanted))
+    # The estimate knows nothing of what a ControlNet computes, nor of weights outside the budget.
+    start = 0 if joined(patcher, conds) else max(0, left - streaming - int(_CAUTION * wanted))
     question = of_run(patcher, noise_shape, conds)
     known = recall(patcher.model, question)
     room = None if known is None else known.room(left)

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .models import drop_cast_buffers, empty_caches, leave_device, samples
+from .models import empty_caches, leave_device, samples
 from .patchers import Budgeted, forget, is_dynamic
 from .residency import residency_of
 
@@ -40,7 +40,6 @@ def after_turn(patcher: Any, *, failed: bool = False) -> None:
         leave_device(patcher)
     else:
         _stayed[patcher.model] = weakref.ref(patcher)
-        drop_cast_buffers()
         empty_caches()
 
 

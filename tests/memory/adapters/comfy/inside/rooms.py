@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import comfy.model_management as mm
 from lowtide.memory.adapters.comfy import limits, sampling
+from lowtide.memory.adapters.comfy.budget import Turn
+from lowtide.memory.adapters.comfy.measured import Need, forget_all, remember
 from lowtide.memory.adapters.comfy.patchers import with_residency
 from lowtide.memory.adapters.comfy.residency import Residency
 from residency import BASE, PLAIN, SIZE, WITH_LORA, capped, clean
@@ -53,6 +55,19 @@ def case_sampling_begins_with_what_the_estimate_leaves() -> None:
         finally:
             Model.activations = 0
         clean()
+
+
+def case_a_turn_that_was_measured_goes_by_that_and_not_by_the_estimate() -> None:
+    clone = with_residency(BASE, Residency(budget=2 * SIZE))
+    remember(clone.model, "asked", Need(SIZE + SIZE // 2, SIZE))
+    try:
+        for question, room in (("asked", 0), ("another", SIZE)):
+            turn = Turn(clone, question, "vae", "a smaller image", estimate=SIZE // 8)
+            turn.begin()
+            assert clone.lowtide_room >= room and bool(clone.lowtide_room) == bool(room)
+            turn.end(failed=True)
+    finally:
+        forget_all()
 
 
 def case_a_large_layer_does_not_starve_the_others() -> None:

@@ -184,6 +184,8 @@ def _extra(name: str) -> dict[str, type]:
             return await (await module.comfy_entrypoint()).get_node_list()
 
         found |= {it.GET_SCHEMA().node_id: it for it in asyncio.run(listed())}
+    for kind in found.values():
+        kind.RELATIVE_PYTHON_MODULE = module.__name__  # as ComfyUI marks what it loads
     return found
 
 
@@ -202,7 +204,8 @@ def _set_up() -> None:
     Image.fromarray(wave, "RGBA").save(base / "input" / IMAGE)
     torch.save(_esrgan(), base / "upscale" / "small.pth")
     pack = sys.modules["lowtide"].NODE_CLASS_MAPPINGS
-    nodes.NODE_CLASS_MAPPINGS.update({**pack, **_extra("nodes_upscale_model")})
+    more = {**_extra("nodes_upscale_model"), **_extra("nodes_custom_sampler")}
+    nodes.NODE_CLASS_MAPPINGS.update({**pack, **more})
     torch.set_num_threads(1)
 
 

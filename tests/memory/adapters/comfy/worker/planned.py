@@ -64,8 +64,7 @@ def case(shape: str, level: str, share: float | None = None) -> dict[str, Any]:
     found = prediction(subject_for(one), config, COSTS)
     seconds = time.perf_counter() - begun
     model, clip, vae = OptimizePipeline().run(config, one.model, one.clip, one.vae)[:3]
-    measured: dict[str, Any] = {}
-    refused = None
+    measured, refused = {}, None
     try:
         for _ in range(2):
             measured = measure(one, model, clip, vae)

@@ -104,8 +104,37 @@ class Twice:
         return {"result": (graph.node("KSampler", **two).out(0),), "expand": graph.finalize()}
 
 
-for kind in (Family, Words, SmallControlNet, VideoVAE, VideoLatent, Twice):
+class OtherModel(Family):
+    """A model of its own, as another file of the family would be."""
+
+    RETURN_TYPES = ("MODEL",)
+
+    def load(self, name: str) -> tuple[Any, ...]:
+        return (another(name),)
+
+
+class Count:
+    """As other packs' nodes that look at an image with a model of theirs, and give a number."""
+
+    RETURN_TYPES = ("INT",)
+    FUNCTION = "count"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": ("IMAGE", {})}}
+
+    def count(self, image: torch.Tensor) -> tuple[int]:
+        return (image.numel(),)
+
+
+for kind in (Family, Words, OtherModel, Count, SmallControlNet, VideoVAE, VideoLatent, Twice):
     nodes.NODE_CLASS_MAPPINGS[f"Test{kind.__name__}"] = kind
+
+
+@functools.cache
+def another(name: str) -> Any:
+    return subject.__wrapped__(name).model
 
 
 @functools.cache

@@ -24,6 +24,8 @@ from lowtide.nodes.levels import MemoryLevelSelector
 from lowtide.nodes.settings import MemorySettings
 from subjects import EDGE, subject
 
+import nodes
+
 Graphs = Callable[[int], Graph]
 TEXTS = ("4", "5")
 WARM = 4
@@ -54,14 +56,14 @@ def last(graph: Graphs, stop_at: str | None = None) -> dict[str, Any]:
     """The last of some prompts.
 
     Returns:
-        ``peak`` in bytes; ``moved`` to the device in each node that ran, and ``there``, the weights
-        on it when the node began; ``left``, those after the prompt; ``image``. With ``stop_at`` it
-        is interrupted as that node begins.
+        ``peak`` in bytes, ``highest`` that of all the prompts; ``moved`` to the device in each node
+        that ran, and ``there``, the weights on it when the node began; ``left``, those after the
+        prompt; ``image``. With ``stop_at`` it is interrupted as that node begins.
     """
     one = runner()
     moved: dict[str, int] = {}
     there: dict[str, int] = {}
-    begun = [0]
+    begun, peaks = [0], []
 
     def begins(node: str) -> None:
         begun[0] = SIM.counters()["h2d"]
@@ -75,16 +77,22 @@ def last(graph: Graphs, stop_at: str | None = None) -> dict[str, Any]:
     for number in range(WARM):
         if number == WARM - 1:
             WATCH.before, WATCH.after = begins, ended
-            SIM.reset_peaks()
+        SIM.reset_peaks()
         stops = stop_at is not None and number == WARM - 1
         if stops or number < WARM - 1:
             assert run(one, graph(number)) != stops
         else:
             done(one, graph(number))
+        peaks.append(SIM.peak_allocated)
     WATCH.before = WATCH.after = None
-    peak = SIM.peak_allocated
     image = outputs_of(one.caches, "8")
-    found = {"peak": peak, "moved": moved, "there": there, "left": weights()}
+    found = {
+        "peak": peaks[-1],
+        "highest": max(peaks),
+        "moved": moved,
+        "there": there,
+        "left": weights(),
+    }
     return {**found, "image": None if image is None else image[0][0]}
 
 
@@ -244,6 +252,44 @@ def without_clip(budget: int) -> dict[str, Any]:
             graph[node]["inputs"]["clip"] = ["1", 1]
 
     return under(budget, text=True, change=unplug)
+
+
+def two_models(budget: int, negative: str) -> dict[str, Any] | None:
+    """As ``under``, with a guider that has a model for the negative prompt: the same one, or
+    another one, ``capped`` or not; ``None`` where ComfyUI has no such guider."""
+    if "DualModelGuider" not in nodes.NODE_CLASS_MAPPINGS:
+        return None
+
+    def guided(graph: Graph) -> None:
+        model = ["3", 0] if negative == "same" else ["20", 0]
+        graph["20"] = workflows._node("TestOtherModel", name="sd15")
+        if negative == "capped":
+            graph["21"] = workflows._node(
+                "LowtideOptimizePipeline", config=["2", 0], model=["20", 0]
+            )
+            model = ["21", 0]
+        conds = {"positive": ["4", 0], "negative": ["5", 0], "cfg": 4.0}
+        graph["22"] = workflows._node(
+            "DualModelGuider", model=["3", 0], model_negative=model, **conds
+        )
+        graph["23"] = workflows._node("RandomNoise", noise_seed=graph["7"]["inputs"]["seed"])
+        graph["24"] = workflows._node("KSamplerSelect", sampler_name="euler")
+        steps = {"model": ["3", 0], "scheduler": "normal", "steps": 2, "denoise": 1.0}
+        graph["25"] = workflows._node("BasicScheduler", **steps)
+        of = {"noise": "23", "guider": "22", "sampler": "24", "sigmas": "25", "latent_image": "6"}
+        links = {name: [node, 0] for name, node in of.items()}
+        graph["7"] = workflows._node("SamplerCustomAdvanced", **links)
+
+    return under(budget, text=True, change=guided)
+
+
+def counted(budget: int) -> dict[str, Any]:
+    """As ``under``, with a node that makes a number of the image."""
+
+    def count(graph: Graph) -> None:
+        graph["10"] = workflows._node("TestCount", image=["8", 0])
+
+    return under(budget, change=count)
 
 
 def foretold(family: str, share: float, text: bool) -> dict[str, Any]:
