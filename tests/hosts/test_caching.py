@@ -60,7 +60,10 @@ def run(server: Server, graph: Graph) -> set[str]:
     return finished.cached
 
 
-@pytest.mark.parametrize("level", ["auto", "none", "balanced", "aggressive", "ultra"])
+_LONG = [pytest.param(level, marks=pytest.mark.long) for level in ("balanced", "aggressive")]
+
+
+@pytest.mark.parametrize("level", ["auto", "none", "ultra", *_LONG])
 def test_an_unchanged_graph_runs_nothing(server: Server, level: str):
     graph = everything(level)
     assert run(server, graph) == set()
@@ -93,7 +96,7 @@ def test_monitor_and_cleanup_act_again_in_a_run_of_cached_nodes(server: Server):
     assert server.counters()["models"] == []
 
 
-@pytest.mark.parametrize("level", ["auto (by VRAM size)", "aggressive", "ultra"])
+@pytest.mark.parametrize("level", ["auto (by VRAM size)", *_LONG[1:], "ultra"])
 def test_another_seed_runs_the_sampler_and_what_follows(server: Server, level: str):
     graph = everything(level)
     run(server, graph)

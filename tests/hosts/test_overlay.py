@@ -120,6 +120,7 @@ def _moved(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one["devices"] != other["devices"] or any(far)
 
 
+@pytest.mark.long
 def test_a_page_at_rest_is_left_in_peace(overlay: Server) -> None:
     state(overlay)
     with Tab(overlay, "watching") as tab:

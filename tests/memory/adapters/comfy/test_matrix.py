@@ -51,7 +51,8 @@ def _cells() -> list[Any]:
     for place, loras in itertools.product(PLACES, LORAS):
         for level, share in _settings(place, loras):
             name = level if share is None else f"{level}-{share:.0%}"
-            marks = [] if place == "npu" or FULL else [pytest.mark.long]
+            everywhere = place == "npu" and loras == 1 and (level, share) not in BOTH
+            marks = [] if everywhere or FULL else [pytest.mark.long]
             cell = place, level, share, loras
             found.append(pytest.param(*cell, id=f"{place}-{name}-{loras}", marks=marks))
     return found
