@@ -60,8 +60,9 @@ lint: $(STAMP)
 # Pages take a third of a core while they wait: the browser has its turn when the rest is done.
 test: setup lint
 	$(PYTEST) -m "not host and not slow"
+	$(PYTEST) -m "slow and not host"
 	LOWTIDE_SIM=cuda $(PYTEST) $(BOTH_DEVICES) -m "not host and not slow"
-	$(PYTEST) -m "slow or host" --ignore tests/browser
+	$(PYTEST) -m host --ignore tests/browser
 	$(PYTEST) tests/browser
 
 test-fast: setup

@@ -12,7 +12,7 @@ import pytest
 from lowtide.bench import budgets, cli
 from lowtide.memory.child import command
 
-COUNT = 6
+COUNT = 4
 
 
 def main(arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from lowtide.tests.hosts import graphs
 from lowtide.tests.hosts.fixtures import CHECKPOINT, PIPELINE
 from lowtide.tests.hosts.server import Graph, Refused, Run, Server
 
-pytestmark = [pytest.mark.host, pytest.mark.devices("npu")]
+pytestmark = [pytest.mark.host, pytest.mark.devices("npu"), pytest.mark.long]
 
 
 def at_baseline(server: Server) -> None:

@@ -9,7 +9,7 @@ from . import graphs
 from .fixtures import CAPACITY, CHECKPOINT
 from .server import Server
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.long]
 
 PLACES = 6
 """Allocations that fail, spread over the prompt: by turns alone, and on a device that is small."""
@@ -45,7 +45,6 @@ def undisturbed(server: Server) -> tuple[np.ndarray, int]:
     return server.images(run), count
 
 
-@pytest.mark.long
 @pytest.mark.devices("npu")
 def test_rescued_prompts_finish_in_a_server(faulty: Server):
     expected, count = undisturbed(faulty)

@@ -10,7 +10,7 @@ from lowtide.tests.hosts import graphs
 from lowtide.tests.hosts.fixtures import CHECKPOINT
 from lowtide.tests.hosts.server import Graph, Server
 
-pytestmark = [pytest.mark.host, pytest.mark.devices("npu")]
+pytestmark = [pytest.mark.host, pytest.mark.devices("npu"), pytest.mark.long]
 
 CHECK, TABLE, JSON, CHART = "93", "94", "95", "96"
 SIZE, STEPS = 128, 2

@@ -25,7 +25,7 @@ from lowtide.tests.hosts.overlay import ask, state
 from lowtide.tests.hosts.server import Graph, Server
 from safetensors.numpy import load_file, save_file
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.long]
 
 ALIKE = 0.01
 """As ``test_plan_accuracy`` has it."""
@@ -108,7 +108,6 @@ def test_a_graph_is_predicted_before_anything_is_loaded(fresh: Server) -> None:
     assert after["nodes"]["5"]["why"].startswith("measured")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("level", ["aggressive", "auto"])
 def test_at_the_level_of_the_next_run(fresh: Server, level: str) -> None:
     graph = graphs.native(CHECKPOINT, "auto", size=224, cleanup="pressure")
@@ -128,7 +127,6 @@ def test_at_the_level_of_the_next_run(fresh: Server, level: str) -> None:
         assert "is the fastest plan that fits" in report, "the run met the check's traces"
 
 
-@pytest.mark.long
 def test_files_of_their_own(fresh: Server) -> None:
     models = fresh.base / "models"
     weights = load_file(models / "checkpoints" / CHECKPOINT)
@@ -157,7 +155,6 @@ def test_files_of_their_own(fresh: Server) -> None:
         assert found[node]["need"] == pytest.approx(peaks[node], rel=ALIKE), (node, found, peaks)
 
 
-@pytest.mark.long
 def test_nothing_of_it_is_beside_a_running_prompt(fresh: Server) -> None:
     asked = graphs.stock(CHECKPOINT_KL, size=192)
     first = ask(fresh, "fit", prompt=asked)
@@ -179,7 +176,6 @@ def test_nothing_of_it_is_beside_a_running_prompt(fresh: Server) -> None:
     assert settled(fresh, asked)["5"]["why"].startswith("predicted for sampling from the headers")
 
 
-@pytest.mark.long
 def test_a_damaged_file_is_said_to_be(fresh: Server) -> None:
     damaged = fresh.base / "models" / "checkpoints" / "damaged.safetensors"
     damaged.write_bytes(b"\x00" * 64)

@@ -16,7 +16,7 @@ from lowtide.tests.hosts.overlay import ask, refusal, state, submit
 from lowtide.tests.hosts.server import Graph, Server
 from lowtide.tests.hosts.websocket import Tab
 
-pytestmark = [pytest.mark.host, pytest.mark.devices("npu")]
+pytestmark = [pytest.mark.host, pytest.mark.devices("npu"), pytest.mark.long]
 
 
 @pytest.fixture
@@ -120,7 +120,6 @@ def _moved(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one["devices"] != other["devices"] or any(far)
 
 
-@pytest.mark.long
 def test_a_page_at_rest_is_left_in_peace(overlay: Server) -> None:
     state(overlay)
     with Tab(overlay, "watching") as tab:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lowtide.tests.hosts.overlay import ask, refusal, state, status
 from lowtide.tests.hosts.server import Server
 
-pytestmark = [pytest.mark.host, pytest.mark.devices("npu")]
+pytestmark = [pytest.mark.host, pytest.mark.devices("npu"), pytest.mark.long]
 
 POSTS = ("free", "unload", "next", "fit", "history/reset", "rescue")
 

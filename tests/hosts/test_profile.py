@@ -15,7 +15,7 @@ from lowtide.tests.hosts.comfyui import Installation
 from lowtide.tests.hosts.fixtures import CAPACITY, CHECKPOINT, FOLDER, place_models
 from lowtide.tests.hosts.server import Server
 
-pytestmark = [pytest.mark.host, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from lowtide.tests.hosts import graphs
 from lowtide.tests.hosts.fixtures import CHECKPOINT
 from lowtide.tests.hosts.server import Graph, Server
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.long]
 
 SETTINGS = "92"
 DEFAULTS: dict[str, Any] = {

@@ -14,6 +14,7 @@ STAGES = {"text_encoding", "denoising", "decoding"}
 
 pytestmark = [
     pytest.mark.host,
+    pytest.mark.long,
     pytest.mark.skipif(not INSTALLATIONS, reason="; ".join(REFUSED)),
     pytest.mark.parametrize("installation", INSTALLATIONS or [None], ids=str),
 ]

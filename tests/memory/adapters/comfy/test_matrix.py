@@ -42,7 +42,7 @@ def _settings(place: str, loras: int) -> list[Setting]:
     if place == "npu":
         return [*BARE, *BUDGETS, *BOTH] if loras == 1 else FEW
     if place == "cuda":
-        return [*FEW, ("aggressive", None)] if loras == 5 else []
+        return FEW[:2] if loras == 5 else []
     return [*FEW, ("balanced", None)] if loras == 1 else []
 
 

@@ -43,7 +43,7 @@ def off(found: dict[str, Any], which: int) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     ("shape", "level", "share"),
-    CASES,
+    [pytest.param(*case, marks=[pytest.mark.long] if case[0] == "sdxl" else []) for case in CASES],
     ids=[f"{shape}-{level if share is None else f'{share:.0%}'}" for shape, level, share in CASES],
 )
 @pytest.mark.parametrize("installation", INSTALLATIONS or [None], ids=str)  # the slowest to change

@@ -11,6 +11,7 @@ SHAPES = ("sd15", "flux")
 
 pytestmark = [
     pytest.mark.host,
+    pytest.mark.long,
     pytest.mark.slow,
     pytest.mark.skipif(not INSTALLATIONS, reason="; ".join(REFUSED)),
     pytest.mark.parametrize("installation", INSTALLATIONS or [None], ids=str),

@@ -14,6 +14,7 @@ QUICK = 0.3
 
 pytestmark = [
     pytest.mark.host,
+    pytest.mark.long,
     pytest.mark.slow,
     pytest.mark.skipif(not INSTALLATIONS, reason="; ".join(REFUSED)),
     pytest.mark.parametrize("installation", INSTALLATIONS or [None], ids=str),

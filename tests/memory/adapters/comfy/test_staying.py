@@ -39,8 +39,7 @@ def texts(found: dict[str, Any]) -> list[int]:
     return [moved for node, moved in found["moved"].items() if node in TEXTS]
 
 
-@pytest.mark.parametrize("budget", [40, 90])
-@pytest.mark.parametrize("cleanup", ["off", "always"])
+@pytest.mark.parametrize(("budget", "cleanup"), [(40, "off"), (90, "off"), (40, "always")])
 def test_a_text_encoder_waits_for_the_second_text(
     installation: Installation, budget: int, cleanup: str
 ) -> None:
@@ -60,6 +59,7 @@ def test_one_that_does_not_fit_keeps_a_part_for_the_second_text(
     assert computes_on_the_host or second < 0.75 * found["size"]["clip"] < first
 
 
+@pytest.mark.long
 def test_at_a_level_of_offload_all_leave_after_each_turn(installation: Installation) -> None:
     found = under(installation, 90, level="balanced", text=True)
     assert min(texts(found)) > 16 * MIB
@@ -77,12 +77,14 @@ def test_the_next_prompt_moves_only_what_gave_way(installation: Installation, bu
     assert spared >= warm["left"] - vae - MIB
 
 
+@pytest.mark.long
 def test_what_fits_whole_moves_nothing(installation: Installation) -> None:
     found = under(installation, 90, text=True)
     assert sum(found["moved"].values()) < MIB  # latents and conditionings
     assert found["left"] == sum(found["size"].values())
 
 
+@pytest.mark.long
 def test_with_always_a_model_stays_for_the_second_sampler_and_not_longer(
     installation: Installation,
 ) -> None:
@@ -105,6 +107,7 @@ def test_nothing_is_there_beside_a_node_that_takes_memory_of_its_own(
     assert found["moved"][SAMPLER] > sizes["model"]
 
 
+@pytest.mark.long
 def test_nothing_is_there_beside_a_model_that_no_budget_knows(installation: Installation) -> None:
     found = ask(installation, "without_clip", budget=60 * MIB)
     first = next(node for node in found["there"] if node in TEXTS)
@@ -120,6 +123,7 @@ def test_a_control_net_that_no_budget_knows_counts_before_its_first_step(
     assert found["there"][SAMPLER] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("negative", ["same", "capped", "outside"])
 def test_a_guider_with_two_models_finds_the_device_empty(
     installation: Installation, negative: str
@@ -131,6 +135,7 @@ def test_a_guider_with_two_models_finds_the_device_empty(
     assert found["there"][SAMPLER] < MIB  # layers that cannot be streamed stay where they are
 
 
+@pytest.mark.long
 def test_nothing_is_there_beside_a_node_that_makes_a_number_of_an_image(
     installation: Installation,
 ) -> None:
@@ -139,6 +144,7 @@ def test_nothing_is_there_beside_a_node_that_makes_a_number_of_an_image(
     assert found["there"]["10"] == 0
 
 
+@pytest.mark.long
 def test_what_a_node_took_is_told_apart_from_what_stayed_beside(
     installation: Installation,
 ) -> None:
@@ -161,6 +167,7 @@ def test_what_stayed_leaves_when_the_nodes_are_unplugged(
     assert max(found["differences"]) < 3e-2, found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop_at", [SAMPLER, DECODER])
 def test_a_prompt_that_is_stopped_keeps_the_budget(
     installation: Installation, stop_at: str
@@ -194,15 +201,14 @@ def test_warm_prompts_move_no_more_than_comfyui_at_the_same_peak(
 @pytest.mark.parametrize(
     ("workflow", "family", "shares", "strengths", "fp8"),
     [
-        ("text_to_image", "flux", [0.5], [1.0], False),
-        ("lora", "sd15", [0.6], [0.8], False),
+        pytest.param("text_to_image", "flux", [0.5], [1.0], False, marks=pytest.mark.long),
         ("lora", "sd15", [0.6], [0.8, 0.3], False),
         ("lora", "sd15", [0.6, 0.5, 1.2], [0.8], False),
         ("lora", "sd15", [0.45], [0.8], True),
-        ("control_net", "sd15", [1.0], [1.0], False),
-        ("two_samplers", "sd15", [0.4, 0.8], [1.0], False),
+        pytest.param("control_net", "sd15", [1.0], [1.0], False, marks=pytest.mark.long),
+        pytest.param("two_samplers", "sd15", [0.4, 0.8], [1.0], False, marks=pytest.mark.long),
     ],
-    ids=["flux", "LoRA", "LoRA changes", "budget changes", "FP8", "ControlNet", "two samplers"],
+    ids=["flux", "LoRA changes", "budget changes", "FP8", "ControlNet", "two samplers"],
 )
 def test_images_are_the_same_bit_by_bit(
     installation: Installation,
@@ -217,6 +223,7 @@ def test_images_are_the_same_bit_by_bit(
     assert set(found) == {0.0}, found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("shape", "text", "share"),
     [
