@@ -9,7 +9,7 @@ from lowtide.tests.hosts.fixtures import PIPELINE
 from lowtide.tests.hosts.measure import Outcome, difference, falling, measure
 from lowtide.tests.hosts.server import Server
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.long]
 
 LEVELS = ("none", "balanced", "aggressive", "ultra")
 # Largest and mean difference in steps of 255. Tiles of 64 pixels, the smallest there are, of a VAE

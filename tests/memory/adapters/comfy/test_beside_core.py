@@ -13,6 +13,7 @@ CALLS = 8
 
 
 @pytest.mark.host
+@pytest.mark.long
 @pytest.mark.skipif(not INSTALLATIONS, reason="; ".join(REFUSED))
 @pytest.mark.parametrize("shape", FAMILIES)
 # Of the older ComfyUI these models have 128 MB at least, whatever is free.
