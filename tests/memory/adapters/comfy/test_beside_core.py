@@ -8,8 +8,6 @@ from lowtide.tests.hosts.comfyui import Installation, survey
 from lowtide.tests.memory.adapters.comfy.hosted import FAMILIES, hosted
 
 INSTALLATIONS, REFUSED = survey()
-CALLS = 8
-"""Of the model, at most: 4 steps, positive and negative prompt apart."""
 
 
 @pytest.mark.host
@@ -27,5 +25,5 @@ def test_at_the_same_peak_a_budget_moves_no_more(
     )
     core, ours = found["core"], found["ours"]
     assert ours["peak"] <= core["peak"]
-    # What a budget keeps free for the allocator is streamed in each call.
-    assert ours["moved"] <= core["moved"] + CALLS * SLACK, found
+    # Layers are taken whole: what is left over differs.
+    assert ours["moved"] <= core["moved"] + 2 * SLACK, found

@@ -45,7 +45,8 @@ def small(room: int) -> Iterator[None]:
 
 def beside_core(shape: str, share: float) -> dict[str, Any]:
     """Sampling and decoding from an empty device, by ComfyUI with room for ``share`` of the model
-    besides its estimate, and under a budget of the peak that it has then.
+    besides its estimate, and under a budget of the peak that it has then, and of what a budget
+    keeps free.
 
     Returns:
         ``core`` and ``ours``, each with ``peak`` and ``moved`` to the device in bytes.
@@ -56,7 +57,9 @@ def beside_core(shape: str, share: float) -> dict[str, Any]:
     with small(estimate + int(share * one.model.model_size())):
         core = _moved(one, prompts, one.model, one.vae)
     measurements.forget_all()
-    config, _ = MemoryLevelSelector().run("none", core["peak"] / GIB, "always")
+    config, _ = MemoryLevelSelector().run(
+        "none", (core["peak"] + measurements.SLACK) / GIB, "always"
+    )
     model, _, vae = OptimizePipeline().run(config, one.model, one.clip, one.vae)[:3]
     for _ in range(WARM):
         ours = _moved(one, prompts, model, vae)
