@@ -161,7 +161,8 @@ def test_what_a_node_took_is_told_apart_from_what_stayed_beside(
 def test_what_stayed_leaves_when_the_nodes_are_unplugged(
     installation: Installation, room: float
 ) -> None:
-    found = ask(installation, "unplugged", share=0.6, room=room)
+    process = hosted(installation, "npu", "prompts")
+    found = process.ask("unplugged", "unplugged", share=0.6, room=room)
     assert found["stayed"] > 16 * MIB and found["there"] == 0
     # ComfyUI patches layers that it streams in another order of rounding.
     assert max(found["differences"]) < 3e-2, found

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -14,7 +12,6 @@ from typing import Any
 import comfy.model_management as mm
 import torch
 from lowtide.memory import profiles
-from lowtide.memory.adapters.comfy import executor
 from lowtide.memory.adapters.comfy import measured as measurements
 from lowtide.memory.adapters.comfy.overlay import estimates, planned
 from lowtide.memory.adapters.comfy.overlay.answers import Unknown
@@ -26,6 +23,7 @@ from lowtide.memory.planner.work import Work
 from lowtide.memory.units import GIB
 from lowtide.nodes.levels import MemoryLevelSelector
 from lowtide.nodes.optimize import OptimizePipeline
+from pretended import followed
 from subjects import (
     STRENGTHS,
     Subject,
@@ -115,7 +113,7 @@ def measure(one: Subject, model: Any, clip: Any, vae: Any) -> dict[str, Any]:
         found[stage] = handle.peak_allocated, handle.peak_reserved, handle.peak_op
         handle.reset_peaks()
 
-    with _followed(clip):
+    with followed(clip):
         positive, negative = conditioning(one.shape, clip, 0)
     note("encode")
     latent = {"samples": torch.zeros(1, one.shape.channels, EDGE, EDGE)}
@@ -127,30 +125,6 @@ def measure(one: Subject, model: Any, clip: Any, vae: Any) -> dict[str, Any]:
     nodes.VAEDecode().decode(vae, sampled)
     note("decode")
     return found
-
-
-@dataclass
-class _Prompt:
-    """As far as a model is asked whether it stays: a prompt in which a second text follows."""
-
-    later: list[Any]
-    executor, strangers = True, ()
-
-    def needed(self, *, begun: bool = True) -> list[Any]:
-        return self.later
-
-    def note_turn(self, peak: int, beside: int) -> None:
-        self.later = []
-
-
-@contextlib.contextmanager
-def _followed(clip: Any) -> Iterator[None]:
-    """Two texts are encoded as by two nodes of one prompt."""
-    executor._state["prompt"] = None if clip is None else _Prompt([clip.patcher])
-    try:
-        yield
-    finally:
-        executor._state["prompt"] = None
 
 
 def states(shape: str) -> dict[str, Any]:
